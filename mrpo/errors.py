@@ -1,0 +1,39 @@
+"""The one error tree: `UserError` is what a user can mend, everything else is a bug or a fault of the machine."""
+
+from __future__ import annotations
+
+
+class MRPOError(Exception):
+    """Base of every error this project raises on purpose. All are picklable: the arguments are the state."""
+
+
+class UserError(MRPOError, ValueError):
+    """Bad input: the message says what, got, expected and what to do. Commands print it in one line and exit with 2."""
+
+
+class ConfigError(UserError):
+    """An unknown key, a wrong type or a contradiction in the configuration."""
+
+
+class DataError(UserError):
+    """A missing or unreadable file, or a bad row in one. The message names file, row and field."""
+
+
+class ResourceError(UserError):
+    """The machine or cluster has too little memory, too few GPUs, or no place to write."""
+
+
+class JudgeUnavailableError(UserError):
+    """The judge did not answer before the run began, or more judgements failed than the configuration allows."""
+
+
+class ParityError(MRPOError):
+    """Learner and engine disagree on the log-probs of the same tokens by more than the configured bound."""
+
+
+class WeightSyncError(MRPOError):
+    """A weight bucket arrived damaged, or an engine did not answer like the learner after an update."""
+
+
+class NonFiniteError(MRPOError):
+    """A NaN or Inf in log-probs, advantages, loss or gradient. The message names the completion where one is known."""
