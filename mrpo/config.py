@@ -1,0 +1,464 @@
+"""The whole configuration: each default lives once, in a field here, with its meaning and unit.
+
+YAML under `conf/` composes and overrides; `build_config` turns the composed tree into these dataclasses and rejects
+unknown keys, wrong types and contradictions before anything expensive starts. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from enum import StrEnum
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from mrpo.errors import ConfigError
+
+STRICT = ConfigDict(extra="forbid")
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class ToyFamily(StrEnum):
+    """Families a toy model can be built of."""
+
+    QWEN2_5_VL = "qwen2_5_vl"
+    QWEN3_VL = "qwen3_vl"
+    INTERNVL = "internvl"
+
+
+class DataKind(StrEnum):
+    """Where questions come from."""
+
+    PHANTOM = "phantom"  # generated; no download
+    JSONL = "jsonl"  # the internal format
+    VQA_RAD = "vqa_rad"  # train.json / test.json and images/ as distributed
+
+
+class AdvantageKind(StrEnum):
+    """How rewards become one advantage per completion."""
+
+    GRPO = "grpo"
+    GDPO = "gdpo"
+    DR_GRPO = "dr_grpo"
+    RLOO = "rloo"
+
+
+class Shaping(StrEnum):
+    """Whether verdicts shape the tokens' advantages."""
+
+    MRPO = "mrpo"
+    NONE = "none"
+
+
+class Schedule(StrEnum):
+    """How the penalty of an invalid step depends on its position."""
+
+    EXPONENTIAL = "exponential"
+    LINEAR = "linear"
+    REVERSED = "reversed"
+    NONE = "none"
+
+
+class Aggregation(StrEnum):
+    """How token losses become one number."""
+
+    SEQUENCE_MEAN = "sequence_mean"
+    TOKEN_MEAN = "token_mean"
+    CONSTANT = "constant"
+
+
+class KLEstimator(StrEnum):
+    """Schulman's estimators of KL(policy ‖ reference) per token."""
+
+    K1 = "k1"
+    K2 = "k2"
+    K3 = "k3"
+
+
+class TruncatedPolicy(StrEnum):
+    """What happens to a completion that the token limit cut."""
+
+    KEEP = "keep"  # scored as it stands
+    MASK = "mask"  # no gradient, out of the baseline
+
+
+class JudgeFailurePolicy(StrEnum):
+    """What happens to a completion whose judgement failed."""
+
+    EXCLUDE = "exclude"  # it leaves the group baseline and gets no gradient
+    ANSWER_ONLY = "answer_only"  # its group is scored without the process part
+    FAIL = "fail"  # the training step raises
+
+
+class JudgeKind(StrEnum):
+    """Which judge rules on the steps."""
+
+    ORACLE = "oracle"  # local server that rules on phantom steps exactly
+    OPENAI_COMPATIBLE = "openai_compatible"
+    NONE = "none"  # answer-only rewards
+
+
+class AnswerKind(StrEnum):
+    """How the answer is scored."""
+
+    EXACT = "exact"  # equal after normalisation: 1, else 0
+    MIXED = "mixed"  # symbolic or exact equality, else lexical and semantic overlap
+
+
+class WeightTransfer(StrEnum):
+    """How weights reach the engines."""
+
+    SHM = "shm"  # shared memory of one host; CPU
+    NCCL = "nccl"  # across GPUs
+    IPC = "ipc"  # learner and engine on one GPU
+
+
+class Device(StrEnum):
+    """Where learner and engines run."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class WandbMode(StrEnum):
+    """Whether and where Weights & Biases logs."""
+
+    DISABLED = "disabled"
+    OFFLINE = "offline"
+    ONLINE = "online"
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class WarmStartConfig:
+    """Supervised start of the phantom policy on deliberately faulty traces; only with `model.path=null`."""
+
+    num_steps: NonNegativeInt = 220
+    batch_size: PositiveInt = 32
+    lr: Positive = 2e-3
+    num_scans: PositiveInt = 4096  # distinct training scans to draw demonstrations of
+    error_rate: Share = 0.5  # chance that a step of a demonstration states the prior instead of the truth
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class ModelConfig:
+    """The policy: a checkpoint, or a toy model of a real family."""
+
+    path: str | None = None  # Hugging Face folder or hub id; null builds a toy
+    revision: str | None = None
+    toy_family: ToyFamily = ToyFamily.QWEN2_5_VL
+    terse_prompt: bool = True  # bare question; real models need the full instruction (false)
+    freeze_vision: bool = False
+    max_pixels: PositiveInt = 802_816  # larger images are scaled down
+    warm_start: WarmStartConfig = WarmStartConfig()
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class DataConfig:
+    """Questions for training and held-out evaluation."""
+
+    kind: DataKind = DataKind.PHANTOM
+    root: str | None = None  # folder of the data set; image paths are relative to it
+    train_file: str = "train.jsonl"  # kind=jsonl, relative to root
+    test_file: str = "test.jsonl"
+    num_train: PositiveInt | None = 2048  # questions used; null: all
+    num_test: PositiveInt | None = 500
+    seed: int = 0  # of the phantom generator
+    noise: NonNegative = 0.06  # standard deviation of the phantom's pixel noise, share of full scale
+    max_bad_rows: NonNegativeInt = 0  # unreadable rows tolerated (each reported) before the command fails
+    shuffle: bool = True
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class LossConfig:
+    """The clipped surrogate and its KL penalty (algorithm §5)."""
+
+    epsilon_low: Share = 0.2
+    epsilon_high: NonNegative = 0.2
+    beta: NonNegative = 0.04  # KL weight; 0 loads no reference model
+    kl_estimator: KLEstimator = KLEstimator.K3
+    aggregation: Aggregation = Aggregation.SEQUENCE_MEAN
+    constant_length: PositiveInt = 512  # tokens a completion is divided by under aggregation=constant
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class AlgorithmConfig:
+    """From rewards to token advantages (algorithm §3, §4)."""
+
+    advantage: AdvantageKind = AdvantageKind.GRPO
+    eps: Positive = 1e-4  # added to the standard deviation
+    shaping: Shaping = Shaping.MRPO
+    base: Positive = math.e  # weight of the first step's penalty relative to the last's
+    schedule: Schedule = Schedule.EXPONENTIAL
+    threshold: Share = 0.6  # an answer reward above it counts as right
+    truncated: TruncatedPolicy = TruncatedPolicy.KEEP
+    loss: LossConfig = LossConfig()
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class RewardConfig:
+    """Rewards of one completion (algorithm §2) and their weights."""
+
+    answer_kind: AnswerKind = AnswerKind.EXACT
+    answer_weight: NonNegative = 1.0
+    process_weight: NonNegative = 1.0
+    step_count_weight: NonNegative = 1.0
+    min_steps: NonNegativeInt = 4
+    max_steps: PositiveInt = 10
+    bertscore_model: str | None = None  # encoder folder or hub id; null: its weight goes to ROUGE and BLEU
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class RolloutConfig:
+    """Sampling and the vLLM engines."""
+
+    num_engines: PositiveInt = 1
+    prompts_per_step: PositiveInt = 8
+    group_size: Annotated[int, Field(ge=2)] = 8
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_new_tokens: PositiveInt = 96
+    max_model_len: PositiveInt = 256  # prompt with image tokens, and completion
+    max_num_seqs: PositiveInt = 128  # per engine
+    tensor_parallel: PositiveInt = 1
+    gpu_memory_utilization: Share = 0.85
+    kv_cache_gib: PositiveInt = 1  # CPU engines
+    enforce_eager: bool = True
+    dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on GPU
+    cpu_cores: str | None = None  # cores the engine's threads are bound to, e.g. "0" or "0-3"; null: no binding
+    max_staleness: NonNegativeInt = 0  # policy versions a completion may lag behind the learner; 0: strictly on-policy
+    start_timeout_s: Positive = 300.0
+    stall_timeout_s: Positive = 120.0  # no completion for so long while some are due: the run stops
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class LearnerConfig:
+    """DeepSpeed and the optimizer."""
+
+    num_ranks: PositiveInt = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    cpu_offload: bool = False
+    gradient_checkpointing: bool = False
+    dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on GPU
+    lr: Positive = 5e-4  # peak, AdamW
+    lr_final_share: Share = 0.0  # the linear schedule ends at this share of lr
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegative = 0.0
+    adam_betas: tuple[Share, Share] = (0.9, 0.999)
+    adam_eps: Positive = 1e-8
+    max_grad_norm: Positive = 1.0
+    tokens_per_micro_batch: PositiveInt = 4096  # prompt and completion, padding included
+    logprob_chunk_tokens: PositiveInt = 2048  # tokens whose logits exist at one time
+    num_threads: NonNegativeInt = 0  # torch threads of a rank on CPU; 0: torch's choice
+    bucket_mib: Positive = 64.0  # weights are published in buckets of about this size
+    start_timeout_s: Positive = 300.0
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class OracleConfig:
+    """Faults the local oracle server can be told to show (tests, demonstrations)."""
+
+    latency_s: NonNegative = 0.0
+    error_rate: Share = 0.0  # share of requests answered with 500
+    rate_limit_rate: Share = 0.0  # share answered with 429
+    garbage_rate: Share = 0.0  # share answered with text that is not the asked JSON
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class JudgeConfig:
+    """The step judge and its pool."""
+
+    kind: JudgeKind = JudgeKind.ORACLE
+    url: str | None = None  # base URL of an OpenAI-compatible endpoint, ending in /v1
+    model: str | None = None
+    api_key_env: str = "MRPO_JUDGE_API_KEY"  # environment variable that holds the key; never the key itself
+    num_actors: PositiveInt = 1
+    concurrency: PositiveInt = 64  # calls in flight, over all actors
+    requests_per_minute: PositiveInt | None = None  # over all actors; null: no limit
+    tokens_per_minute: PositiveInt | None = None
+    deadline_s: Positive = 60.0  # of one call, its retries included
+    max_attempts: PositiveInt = 4
+    backoff_s: Positive = 0.5  # first pause; doubles, jittered, up to backoff_max_s
+    backoff_max_s: Positive = 20.0
+    max_completion_tokens: PositiveInt = 2048
+    temperature: float | None = 0.0  # null: not sent
+    send_image: bool = True
+    on_failure: JudgeFailurePolicy = JudgeFailurePolicy.EXCLUDE
+    max_failure_share: Share = 0.2  # of a step's judged completions; above it the run stops with a checkpoint
+    max_requests: PositiveInt | None = None  # hard budget of HTTP requests of the run
+    oracle: OracleConfig = OracleConfig()
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class ClusterConfig:
+    """The machines."""
+
+    device: Device = Device.CPU
+    address: str | None = None  # Ray address; null starts a local Ray
+    num_cpus: PositiveInt | None = None  # for the local Ray; null: the machine's
+    dashboard: bool = False
+    weight_transfer: WeightTransfer = WeightTransfer.SHM
+    min_free_memory_gib: NonNegative = 6.0  # on this machine, before anything starts
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class ParityConfig:
+    """Learner and engine must agree on log-probs before the first step, and after every weight sync."""
+
+    num_completions: PositiveInt = 8
+    max_mean_diff: Positive = 1e-3  # nats, mean |Δ| over the sampled tokens
+    probe_max_diff: Positive = 1e-2  # nats, mean |Δ| on the fixed probe after each sync
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class EvalConfig:
+    """Greedy evaluation on held-out questions before, during and after training."""
+
+    before: bool = True
+    after: bool = True
+    every_steps: NonNegativeInt = 0  # 0: not during training
+    judge: bool = True  # rule on steps too, where a gold rationale exists
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class CheckpointConfig:
+    """What to keep to resume from."""
+
+    every_steps: NonNegativeInt = 50  # 0: only at the end
+    keep_last: PositiveInt = 2
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: WandbMode = WandbMode.DISABLED
+    project: str = "mrpo"
+    entity: str | None = None
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class Config:
+    """A run. Written resolved into the run folder; holds no secret."""
+
+    experiment: str = "phantom"
+    seed: int = 0
+    num_steps: PositiveInt = 160  # optimizer steps
+    runs_dir: str = "runs"
+    cache_dir: str = "~/.cache/mrpo"  # phantom scans and warm-started toys, by content hash
+    resume: str | None = None  # a run folder, or "auto": the newest unfinished run of this experiment
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    judge: JudgeConfig = JudgeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    parity: ParityConfig = ParityConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    wandb: WandbConfig = WandbConfig()
+
+
+def default_tree() -> dict[str, Any]:
+    """All defaults as plain data, so that Hydra knows every key that may be overridden."""
+    return plain(Config())
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON-like data: dataclasses to dicts, enums to their values, tuples to lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def build_config(tree: Mapping[str, Any]) -> Config:
+    """Turn a composed tree into a checked `Config`.
+
+    Raises:
+        ConfigError: unknown key, wrong type or contradiction; one line with field, value and remedy.
+    """
+    try:
+        config = Config(**tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+    check_contradictions(config)
+    return config
+
+
+def _explain(item: Any) -> str:
+    """One pydantic finding in a user's words."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(path, _all_paths(Config), n=1, cutoff=0.5)
+        return f"unknown setting {path!r}" + (f"; did you mean {near[0]!r}?" if near else "; see mrpo/config.py")
+    return f"{path}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _all_paths(cls: type, prefix: str = "") -> list[str]:
+    hints = get_type_hints(cls)
+    paths: list[str] = []
+    for item in fields(cls):
+        paths.append(prefix + item.name)
+        if is_dataclass(hints[item.name]):
+            paths += _all_paths(hints[item.name], f"{prefix}{item.name}.")
+    return paths
+
+
+def check_contradictions(config: Config) -> None:
+    """Refuse settings that are fine one by one and wrong together.
+
+    Raises:
+        ConfigError: the first contradiction found.
+    """
+    rollout, judge, cluster, data = config.rollout, config.judge, config.cluster, config.data
+    if judge.kind == JudgeKind.OPENAI_COMPATIBLE and not (judge.url and judge.model):
+        raise ConfigError(
+            "judge.kind=openai_compatible needs judge.url (e.g. http://host:8000/v1) and judge.model; "
+            f"got url={judge.url!r}, model={judge.model!r}"
+        )
+    if judge.kind == JudgeKind.ORACLE and data.kind != DataKind.PHANTOM:
+        raise ConfigError(
+            f"judge.kind=oracle rules on phantom steps only, but data.kind={data.kind}; "
+            "set judge.kind=openai_compatible or judge.kind=none"
+        )
+    if data.kind != DataKind.PHANTOM and not data.root:
+        raise ConfigError(f"data.kind={data.kind} needs data.root=<folder with the data set>")
+    if cluster.device == Device.CPU and cluster.weight_transfer != WeightTransfer.SHM:
+        raise ConfigError(
+            f"cluster.weight_transfer={cluster.weight_transfer} needs GPUs; with cluster.device=cpu use shm"
+        )
+    if cluster.device == Device.GPU and cluster.weight_transfer == WeightTransfer.SHM:
+        raise ConfigError("cluster.weight_transfer=shm is for CPU engines; with cluster.device=gpu use nccl or ipc")
+    if rollout.max_new_tokens >= rollout.max_model_len:
+        raise ConfigError(
+            f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt in "
+            f"rollout.max_model_len={rollout.max_model_len}; raise max_model_len"
+        )
+    if rollout.max_staleness > 0:
+        raise ConfigError(
+            f"rollout.max_staleness={rollout.max_staleness}: only 0 (strictly on-policy) is implemented; set it to 0"
+        )
+    if config.reward.min_steps > config.reward.max_steps:
+        raise ConfigError(
+            f"reward.min_steps={config.reward.min_steps} is above reward.max_steps={config.reward.max_steps}"
+        )
+    if (rollout.temperature != 1.0 or rollout.top_p != 1.0) and rollout.max_staleness > 0:
+        raise ConfigError("an importance ratio needs rollout.temperature=1 and rollout.top_p=1")
+    if data.num_train is not None and data.num_train < rollout.prompts_per_step:
+        raise ConfigError(
+            f"data.num_train={data.num_train} is less than rollout.prompts_per_step={rollout.prompts_per_step}"
+        )

@@ -1,0 +1,56 @@
+"""What the controller asks of the other parts. Real ones live in rollout/, judge/ and learner/; tests bring fakes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+from mrpo.types import Completion, Judgement, JudgeRequest, LearnStats, RolloutRequest, ScoreSample, TrainSample
+
+
+class RolloutPool(Protocol):
+    """Samples completions with the newest weights it received."""
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Completion]:
+        """Stream completions as they end, in any order; every request yields exactly one."""
+        ...
+
+    async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        """The engine's raw log-probs of given completion tokens, per sample [T] nats (prompt log-probs)."""
+        ...
+
+    async def set_policy_version(self, version: int) -> None:
+        """Called after a finished weight update: reset prefix, multimodal and encoder caches, stamp completions."""
+        ...
+
+
+class JudgePool(Protocol):
+    """Rules on the steps of one completion."""
+
+    async def judge(self, request: JudgeRequest) -> Judgement:
+        """One ruling or one `JudgeFailure`; never raises for a judge's fault."""
+        ...
+
+
+class Learner(Protocol):
+    """Owns the weights being trained."""
+
+    async def step(self, samples: Sequence[TrainSample], *, progress: float) -> LearnStats:
+        """One optimizer step. `progress` in [0, 1) is the share of the run done, for the learning-rate schedule."""
+        ...
+
+    async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        """Log-probs of the given completion tokens under the current weights, per sample [T] nats."""
+        ...
+
+    async def publish(self) -> Mapping[str, float]:
+        """Send the current weights to all engines (start → buckets → finish). Returns bytes, buckets and seconds."""
+        ...
+
+    async def save(self, folder: str) -> None:
+        """Write everything needed to resume, and `hf/`, into an existing folder."""
+        ...
+
+    async def load(self, folder: str) -> None:
+        """Restore what `save` wrote."""
+        ...
