@@ -1,0 +1,23 @@
+"""Real Ray for the tests that need it: one local cluster of two CPUs for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray that every test of the session shares; it is shut down at the end of the session."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=256 * 1024**2,  # bytes; the default is a third of the machine's memory
+        namespace="mrpo-tests",
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
