@@ -1,0 +1,173 @@
+"""One judge call over HTTP: attempts, pauses and the deadline. A judge's fault is a value, never an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+
+from judge.backoff import pause_s, retry_after_s
+from judge.image import data_url
+from judge.limiter import Limiter
+from judge.request import build_body, estimate_tokens
+from judge.schema import Reply, parse_response
+from mrpo.config import JudgeConfig
+from mrpo.types import FailureReason, JudgeFailure, Judgement, JudgeRequest
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+DETAIL_CHARS = 200  # of an error body, in a failure's detail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retryable:
+    """An attempt that failed in a way the next one may not."""
+
+    failure: JudgeFailure
+    retry_after_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a call has come; outlives the deadline that may cut the call anywhere."""
+
+    attempts: int = 0
+    failure: JudgeFailure | None = None  # of the last attempt
+
+
+def is_local(url: str) -> bool:
+    """Whether the URL's host is this machine, where neither a key nor a proxy is expected."""
+    return urlsplit(url).hostname in LOCAL_HOSTS
+
+
+class JudgeClient:
+    """A bounded number of calls to one OpenAI-compatible endpoint, over one long-lived connection pool."""
+
+    def __init__(
+        self,
+        config: JudgeConfig,
+        *,
+        concurrency: int,
+        limiter: Limiter | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        """Make a client; no connection is opened yet.
+
+        Args:
+            config: `url` and `model` must be set.
+            concurrency: calls in flight of this client, a share of `config.concurrency`.
+            limiter: the cluster's; None where no rate limit is set.
+            api_key: sent as bearer token; never logged, and cut out of what a server quotes back.
+        """
+        assert config.url is not None and config.model is not None
+        self._config = config
+        self._limiter = limiter
+        self._api_key = api_key
+        self._slots = asyncio.Semaphore(concurrency)
+        self._rng = random.Random()
+        self._endpoint = f"{config.url.rstrip('/')}/chat/completions"
+        headers = {"content-type": "application/json"}
+        if api_key is not None:
+            headers["authorization"] = f"Bearer {api_key}"
+        self._http = httpx.AsyncClient(
+            headers=headers,
+            timeout=None,  # the call's deadline covers every phase
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            trust_env=not is_local(config.url),  # a hospital's proxy must not be asked for this machine
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def judge(self, request: JudgeRequest, *, max_attempts: int) -> Judgement:
+        """Rule on one completion with at most `max_attempts` HTTP requests.
+
+        The deadline runs from the first request on: time spent waiting for a free slot or for the rate limit is the
+        caller's own queue and not the judge's fault.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        started_s = time.time()
+        async with self._slots:
+            image_url = data_url(request.image) if self._config.send_image else None
+            body = build_body(request, self._config, image_url=image_url)
+            estimated = estimate_tokens(request, send_image=self._config.send_image)
+            await self._wait_for_rate(estimated)
+            progress = Progress()
+            reply = await self._call(body, len(request.steps), estimated, max_attempts, progress)
+        if self._limiter is not None and reply.prompt_tokens:
+            await self._limiter.settle(reply.prompt_tokens + reply.completion_tokens - estimated)
+        return Judgement(
+            key=request.key,
+            outcome=reply.outcome,
+            started_s=started_s,
+            ended_s=time.time(),
+            attempts=progress.attempts,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+        )
+
+    async def _wait_for_rate(self, num_tokens: int) -> None:
+        if self._limiter is not None:
+            await asyncio.sleep(await self._limiter.reserve(num_tokens))
+
+    async def _call(self, body: bytes, num_steps: int, estimated: int, max_attempts: int, progress: Progress) -> Reply:
+        """Attempt until a reply, a final failure, the last attempt or the deadline."""
+        ends_at = asyncio.get_running_loop().time() + self._config.deadline_s
+        deadline = asyncio.timeout_at(ends_at)
+        try:
+            async with deadline:
+                return await self._attempts(body, num_steps, estimated, max_attempts, progress, ends_at)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            detail = f"no reply within judge.deadline_s={self._config.deadline_s:g} in {progress.attempts} attempts"
+            if progress.failure is not None:
+                detail += f"; before that: {progress.failure.detail}"
+            return Reply(outcome=JudgeFailure(reason=FailureReason.TIMEOUT, detail=detail))
+
+    async def _attempts(
+        self, body: bytes, num_steps: int, estimated: int, max_attempts: int, progress: Progress, ends_at: float
+    ) -> Reply:
+        while True:
+            progress.attempts += 1
+            result = await self._attempt(body, num_steps)
+            if isinstance(result, Reply):
+                return result
+            progress.failure = result.failure
+            if progress.attempts >= max_attempts:
+                return Reply(outcome=result.failure)
+            pause = pause_s(progress.attempts, asked_s=result.retry_after_s, config=self._config, rng=self._rng)
+            if asyncio.get_running_loop().time() + pause >= ends_at:
+                # The next attempt would begin after the deadline: say so now and free the slot.
+                detail = f"{result.failure.detail}; the next attempt, in {pause:.1f} s, would be past judge.deadline_s"
+                return Reply(outcome=JudgeFailure(reason=result.failure.reason, detail=detail))
+            await asyncio.sleep(pause)
+            await self._wait_for_rate(estimated)
+
+    async def _attempt(self, body: bytes, num_steps: int) -> Reply | Retryable:
+        """One HTTP request."""
+        try:
+            response = await self._http.post(self._endpoint, content=body)
+        except httpx.RequestError as error:
+            detail = self._redact(f"{type(error).__name__}: {error}")
+            return Retryable(failure=JudgeFailure(reason=FailureReason.TRANSPORT, detail=detail))
+        status = response.status_code
+        if status == 200:
+            return parse_response(response.content, num_steps)
+        detail = f"HTTP {status}: {self._redact(response.text)[:DETAIL_CHARS]}"
+        if status == 429 or status >= 500:
+            reason = FailureReason.RATE_LIMITED if status == 429 else FailureReason.TRANSPORT
+            asked = retry_after_s(response.headers.get("retry-after"), now_s=time.time())
+            return Retryable(failure=JudgeFailure(reason=reason, detail=detail), retry_after_s=asked)
+        reason = FailureReason.REFUSED if 400 <= status < 500 else FailureReason.TRANSPORT
+        return Reply(outcome=JudgeFailure(reason=reason, detail=detail))
+
+    def _redact(self, text: str) -> str:
+        # Some gateways quote the Authorization header in their error text.
+        return text if not self._api_key else text.replace(self._api_key, "***")

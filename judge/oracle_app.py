@@ -1,0 +1,196 @@
+"""A judge for phantom steps that speaks the OpenAI chat-completions protocol and can be told to misbehave.
+
+It knows nothing but the request: it reads question, gold and steps from the user message, as any judge would. Bodies
+are read as plain JSON and not as models of the whole protocol, because it shares cores with engines that generate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from judge.oracle import MODEL
+from judge.schema import step_names
+from mrpo.config import OracleConfig
+from mrpo.errors import ConfigError
+from mrpo.phantom.language import rule_steps
+from mrpo.types import Verdicts
+
+RETRY_AFTER_S = 1
+GARBAGE = 'Certainly! Here are my marks: {"step1": {"Alignment": yes'
+CHARS_PER_TOKEN = 4  # for the usage field
+
+
+class Fault(StrEnum):
+    """What a request can be answered with instead of verdicts."""
+
+    ERROR = "error"
+    RATE_LIMIT = "rate_limit"
+    GARBAGE = "garbage"
+
+
+@dataclass(slots=True, kw_only=True)
+class Stats:
+    """What the server has seen; served at /stats."""
+
+    requests: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "requests": self.requests,
+            "in_flight": self.in_flight,
+            "max_in_flight": self.max_in_flight,
+            "faults": dict(self.faults),
+        }
+
+
+class FaultPlan:
+    """Decides by a seeded hash of body and attempt, so that faults do not depend on the order of requests."""
+
+    def __init__(self, config: OracleConfig, *, seed: int) -> None:
+        """Check the shares.
+
+        Raises:
+            ConfigError: they add up to more than 1.
+        """
+        self._shares = {
+            Fault.ERROR: config.error_rate,
+            Fault.RATE_LIMIT: config.rate_limit_rate,
+            Fault.GARBAGE: config.garbage_rate,
+        }
+        if sum(self._shares.values()) > 1.0:
+            raise ConfigError(
+                f"judge.oracle: error_rate + rate_limit_rate + garbage_rate = {sum(self._shares.values()):g}; "
+                "they are shares of all requests and must not exceed 1 together"
+            )
+        self._active = any(self._shares.values())
+        self._key = seed.to_bytes(8, "little", signed=True)
+        self._attempts: Counter[bytes] = Counter()
+
+    def next(self, body: bytes) -> Fault | None:
+        """The fault of this body's next attempt, or None."""
+        if not self._active:
+            return None
+        digest = hashlib.blake2b(body, digest_size=16, key=self._key).digest()
+        self._attempts[digest] += 1
+        attempt = self._attempts[digest].to_bytes(8, "little")
+        draw = int.from_bytes(hashlib.blake2b(digest + attempt, digest_size=8).digest(), "little") / 2**64  # [0, 1)
+        for fault, share in self._shares.items():
+            if draw < share:
+                return fault
+            draw -= share
+        return None
+
+
+def build_app(config: OracleConfig, *, seed: int) -> FastAPI:
+    """The server's routes: /v1/chat/completions, /v1/models and /stats.
+
+    Raises:
+        ConfigError: the shares of faults add up to more than 1.
+    """
+    plan, stats = FaultPlan(config, seed=seed), Stats()
+    app = FastAPI(openapi_url=None)
+
+    @app.post("/v1/chat/completions")
+    async def complete(request: Request) -> Response:
+        stats.requests += 1
+        stats.in_flight += 1
+        stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
+        try:
+            body = await request.body()
+            if config.latency_s > 0:
+                await asyncio.sleep(config.latency_s)
+            return _answer(body, plan.next(body), stats)
+        finally:
+            stats.in_flight -= 1
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "mrpo"}]})
+
+    @app.get("/stats")
+    async def show_stats() -> Response:
+        return _json(stats.as_json())
+
+    return app
+
+
+def _answer(body: bytes, fault: Fault | None, stats: Stats) -> Response:
+    if fault is not None:
+        stats.faults[fault] += 1
+    if fault is Fault.ERROR:
+        return _error(500, "told to fail")
+    if fault is Fault.RATE_LIMIT:
+        return _error(429, "told to be busy", {"retry-after": str(RETRY_AFTER_S)})
+    if fault is Fault.GARBAGE:
+        return _completion(GARBAGE, body)
+    try:
+        data = read_user_data(body)
+        steps = [data["steps"][name] for name in step_names(len(data["steps"]))]
+        verdicts = rule_steps(
+            steps, question=data["question"], answer=data["gold_answer"], rationale=data["gold_rationale"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        return _error(400, f"not a request about phantom steps: {type(error).__name__}: {error}")
+    return _completion(json.dumps(reply_of(verdicts)), body)
+
+
+def read_user_data(body: bytes) -> dict[str, Any]:
+    """The JSON object in the first text part of the user message.
+
+    Raises:
+        ValueError: the body has no such part.
+    """
+    match json.loads(body):
+        case {"messages": [*_, {"role": "user", "content": [{"type": "text", "text": str(text)}, *_]}]}:
+            data = json.loads(text)
+        case _:
+            raise ValueError("no user message whose content begins with a text part")
+    if not isinstance(data, dict) or not isinstance(data["steps"], dict):
+        raise ValueError("the user message's text is not an object with steps")
+    return data
+
+
+def reply_of(verdicts: Verdicts) -> dict[str, dict[str, int]]:
+    """Verdicts as the object a judge replies with."""
+    marks = zip(verdicts.alignment, verdicts.contribution, strict=True)
+    names = step_names(len(verdicts.alignment))
+    return {name: {"Alignment": int(a), "Contribution": int(c)} for name, (a, c) in zip(names, marks, strict=True)}
+
+
+def _completion(content: str, body: bytes) -> Response:
+    prompt_tokens, completion_tokens = len(body) // CHARS_PER_TOKEN, len(content) // CHARS_PER_TOKEN
+    return _json(
+        {
+            "id": "oracle",
+            "object": "chat.completion",
+            "model": MODEL,
+            "choices": [
+                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}},
+            ],
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "total_tokens": prompt_tokens + completion_tokens,
+            },
+        }
+    )
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return _json({"error": {"message": message, "type": "oracle"}}, status, headers)
+
+
+def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(data), status, headers, media_type="application/json")

@@ -1,0 +1,27 @@
+"""What runs inside a judge actor: a plain class, made an actor by the pool."""
+
+from __future__ import annotations
+
+import os
+
+from judge.client import JudgeClient
+from judge.limiter import Limiter
+from mrpo.config import JudgeConfig
+from mrpo.types import Judgement, JudgeRequest
+
+
+class JudgeWorker:
+    """One client in one process. The key is read from this process's environment and never leaves it."""
+
+    def __init__(self, config: JudgeConfig, *, concurrency: int, limiter: Limiter | None) -> None:
+        # An empty variable is no key: an empty bearer token is a malformed header.
+        self._api_key = os.environ.get(config.api_key_env) or None
+        self._client = JudgeClient(config, concurrency=concurrency, limiter=limiter, api_key=self._api_key)
+
+    async def has_key(self) -> bool:
+        """Whether this process has the key. Answering at all says that the worker is up."""
+        return self._api_key is not None
+
+    async def judge(self, request: JudgeRequest, max_attempts: int) -> Judgement:
+        """See `JudgeClient.judge`."""
+        return await self._client.judge(request, max_attempts=max_attempts)
