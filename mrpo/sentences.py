@@ -21,36 +21,41 @@ _CLOSERS = "\"'”’»)]*_`"
 _WORD_PART = frozenset(".-'’")
 _LONGEST_WORD = 32  # characters looked at before a dot; longer than any abbreviation
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Nothing ends a sentence after these: they announce what follows.
-_NEVER_LAST = frozenset(
+_NEVER_LAST = _words(
     "dr mr mrs ms prof st messrs rev gen sen "
     "fig figs eq eqs sec ref refs tab vol ed eds pp chap "
     "approx ca cf vs viz resp incl excl esp e.g i.e eg ie "
-    "dx'd d.d s.p c.w w.r.t".split()
+    "dx'd d.d s.p c.w w.r.t"
 )
 # These end a sentence only if the next word is one that opens sentences.
-_SELDOM_LAST = frozenset(
+_SELDOM_LAST = _words(
     "etc al inc jr sr dept hosp univ assoc max min avg temp diam circ lat med ant post sup inf prox dist bilat unilat "
     "neg pos hx dx tx rx sx fx pt pts yr yrs mo mos wk wks hr hrs est spp sp subsp var art vein lig musc "
-    "a.m p.m p.o i.v i.m s.c b.i.d t.i.d q.i.d q.d q.h p.r.n s.l a.c p.c u.s u.k m.d ph.d c.f n.b a.k.a a.p p.a".split()
+    "a.m p.m p.o i.v i.m s.c b.i.d t.i.d q.i.d q.d q.h p.r.n s.l a.c p.c u.s u.k m.d ph.d c.f n.b a.k.a a.p p.a"
 )
-_UNITS = frozenset(
+_UNITS = _words(
     "mm cm dm m km um nm ml dl cl l cc mg kg g gy mgy hu t hz khz mhz kv kvp mas ms s sec secs min mins "
-    "deg in ft lb lbs oz mmhg kpa bpm mmol mol iu meq".split()
+    "deg in ft lb lbs oz mmhg kpa bpm mmol mol iu meq"
 )
-_NUMBER_ABBREVIATIONS = frozenset("no nos nr".split())
-_OPENERS = frozenset(
+_NUMBER_ABBREVIATIONS = _words("no nos nr")
+_OPENERS = _words(
     "the this that these those there here it its he she his her they their we our i you a an in on at as of for from "
     "with without within if no not both each all some any one two several however therefore thus hence so then also "
     "additionally furthermore moreover finally first second next overall given based because since while when where "
     "what which although though but and or is are was were let now after before by to among between compared "
-    "considering patient patients".split()
+    "considering patient patients"
 )
 # Of these only a few open a sentence that is typed without its capital.
-_LOWER_CASE_OPENERS = frozenset("the this these those there it".split())
-_AFTER_NAMED_LETTER = frozenset(
+_LOWER_CASE_OPENERS = _words("the this these those there it")
+_AFTER_NAMED_LETTER = _words(
     "vitamin hepatitis type group option panel image figure stage grade class answer choice category factor view arrow "
-    "label level influenza child-pugh".split()
+    "label level influenza child-pugh"
 )
 _CODE = re.compile(r"[A-Za-z]{1,2}\d{1,2}[a-c]?")  # T1, L4, N0, M1a
 _VOWEL = re.compile(r"[aeiouyà-ÿ]", re.IGNORECASE)
