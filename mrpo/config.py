@@ -186,6 +186,7 @@ class LossConfig:
     beta: NonNegative = 0.04  # KL weight; 0 loads no reference model
     kl_estimator: KLEstimator = KLEstimator.K3
     aggregation: Aggregation = Aggregation.SEQUENCE_MEAN
+    importance_cap: Positive = 2.0  # bound of the off-policy weight exp(old_logprobs − rollout_logprobs)
     constant_length: PositiveInt = 512  # tokens a completion is divided by under aggregation=constant
 
 
