@@ -1,4 +1,9 @@
-"""One judge call over HTTP: attempts, pauses and the deadline. A judge's fault is a value, never an exception."""
+"""One judge call over HTTP: attempts, pauses and the deadline. A judge's fault is a value, never an exception.
+
+Each slot for a call owns an `httpx.AsyncClient` with one long-lived connection. One client over all connections does
+the same work at a higher price: its pool walks every connection at both ends of every request, which at 64 in flight
+makes 2.0 ms of CPU time out of 0.7 ms, taken from the engines on the same cores.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,16 @@ class Retryable:
     retry_after_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What every attempt of one call needs."""
+
+    http: httpx.AsyncClient
+    body: bytes
+    num_steps: int
+    estimated_tokens: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Progress:
     """How far a call has come; outlives the deadline that may cut the call anywhere."""
@@ -44,7 +59,7 @@ def is_local(url: str) -> bool:
 
 
 class JudgeClient:
-    """A bounded number of calls to one OpenAI-compatible endpoint, over one long-lived connection pool."""
+    """A bounded number of calls in flight to one OpenAI-compatible endpoint."""
 
     def __init__(
         self,
@@ -66,22 +81,32 @@ class JudgeClient:
         self._config = config
         self._limiter = limiter
         self._api_key = api_key
-        self._slots = asyncio.Semaphore(concurrency)
         self._rng = random.Random()
         self._endpoint = f"{config.url.rstrip('/')}/chat/completions"
         headers = {"content-type": "application/json"}
         if api_key is not None:
             headers["authorization"] = f"Bearer {api_key}"
-        self._http = httpx.AsyncClient(
-            headers=headers,
-            timeout=None,  # the call's deadline covers every phase
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            trust_env=not is_local(config.url),  # a hospital's proxy must not be asked for this machine
-        )
+        trust_env = not is_local(config.url)  # a proxy from the environment must not be asked for this machine
+        ssl_context = httpx.create_ssl_context(trust_env=trust_env)
+        self._clients = [
+            httpx.AsyncClient(
+                headers=headers,
+                timeout=None,  # the call's deadline covers every phase
+                limits=httpx.Limits(max_keepalive_connections=1),
+                trust_env=trust_env,
+                verify=ssl_context,
+            )
+            for _ in range(concurrency)
+        ]
+        # Last in, first out: a few busy slots keep few connections, and keep them warm.
+        self._slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        for client in self._clients:
+            self._slots.put_nowait(client)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     async def judge(self, request: JudgeRequest, *, max_attempts: int) -> Judgement:
         """Rule on one completion with at most `max_attempts` HTTP requests.
@@ -93,13 +118,17 @@ class JudgeClient:
             DataError: the image cannot be read.
         """
         started_s = time.time()
-        async with self._slots:
+        progress = Progress()
+        http = await self._slots.get()
+        try:
             image_url = data_url(request.image) if self._config.send_image else None
             body = build_body(request, self._config, image_url=image_url)
             estimated = estimate_tokens(request, send_image=self._config.send_image)
             await self._wait_for_rate(estimated)
-            progress = Progress()
-            reply = await self._call(body, len(request.steps), estimated, max_attempts, progress)
+            call = Call(http=http, body=body, num_steps=len(request.steps), estimated_tokens=estimated)
+            reply = await self._call(call, max_attempts, progress)
+        finally:
+            self._slots.put_nowait(http)
         if self._limiter is not None and reply.prompt_tokens:
             await self._limiter.settle(reply.prompt_tokens + reply.completion_tokens - estimated)
         return Judgement(
@@ -116,13 +145,13 @@ class JudgeClient:
         if self._limiter is not None:
             await asyncio.sleep(await self._limiter.reserve(num_tokens))
 
-    async def _call(self, body: bytes, num_steps: int, estimated: int, max_attempts: int, progress: Progress) -> Reply:
+    async def _call(self, call: Call, max_attempts: int, progress: Progress) -> Reply:
         """Attempt until a reply, a final failure, the last attempt or the deadline."""
         ends_at = asyncio.get_running_loop().time() + self._config.deadline_s
         deadline = asyncio.timeout_at(ends_at)
         try:
             async with deadline:
-                return await self._attempts(body, num_steps, estimated, max_attempts, progress, ends_at)
+                return await self._attempts(call, max_attempts, progress, ends_at)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -131,12 +160,10 @@ class JudgeClient:
                 detail += f"; before that: {progress.failure.detail}"
             return Reply(outcome=JudgeFailure(reason=FailureReason.TIMEOUT, detail=detail))
 
-    async def _attempts(
-        self, body: bytes, num_steps: int, estimated: int, max_attempts: int, progress: Progress, ends_at: float
-    ) -> Reply:
+    async def _attempts(self, call: Call, max_attempts: int, progress: Progress, ends_at: float) -> Reply:
         while True:
             progress.attempts += 1
-            result = await self._attempt(body, num_steps)
+            result = await self._attempt(call)
             if isinstance(result, Reply):
                 return result
             progress.failure = result.failure
@@ -148,18 +175,18 @@ class JudgeClient:
                 detail = f"{result.failure.detail}; the next attempt, in {pause:.1f} s, would be past judge.deadline_s"
                 return Reply(outcome=JudgeFailure(reason=result.failure.reason, detail=detail))
             await asyncio.sleep(pause)
-            await self._wait_for_rate(estimated)
+            await self._wait_for_rate(call.estimated_tokens)
 
-    async def _attempt(self, body: bytes, num_steps: int) -> Reply | Retryable:
+    async def _attempt(self, call: Call) -> Reply | Retryable:
         """One HTTP request."""
         try:
-            response = await self._http.post(self._endpoint, content=body)
+            response = await call.http.post(self._endpoint, content=call.body)
         except httpx.RequestError as error:
             detail = self._redact(f"{type(error).__name__}: {error}")
             return Retryable(failure=JudgeFailure(reason=FailureReason.TRANSPORT, detail=detail))
         status = response.status_code
         if status == 200:
-            return parse_response(response.content, num_steps)
+            return parse_response(response.content, call.num_steps)
         detail = f"HTTP {status}: {self._redact(response.text)[:DETAIL_CHARS]}"
         if status == 429 or status >= 500:
             reason = FailureReason.RATE_LIMITED if status == 429 else FailureReason.TRANSPORT
