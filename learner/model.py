@@ -1,0 +1,67 @@
+"""Loading the policy: a Hugging Face folder becomes a model and a processor of a known family."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from mrpo.errors import ConfigError
+from mrpo.families import Family, family_of
+
+
+def family_in(folder: str) -> Family:
+    """The family of the model in `folder`, read from its `config.json`.
+
+    Raises:
+        ConfigError: no model there, or an unsupported family.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(f"no model in {folder!r}: config.json is missing; give a Hugging Face model folder")
+    return family_of(str(transformers.AutoConfig.from_pretrained(folder).model_type))
+
+
+def torch_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The training dtype a configuration asks for; `auto` is float32 on CPU and bfloat16 on GPU.
+
+    Raises:
+        ConfigError: any other name than auto, float32 and bfloat16.
+    """
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise ConfigError(f"learner.dtype={name!r} is not supported; use auto, {' or '.join(known)}")
+    return known[name]
+
+
+def load_model(
+    folder: str, family: Family, *, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool = False
+) -> Any:
+    """The causal model of `folder`, in training mode, on `device`.
+
+    Attention is flash-attn on a GPU where it is installed, SDPA elsewhere.
+    """
+    flash = device.type == "cuda" and dtype == torch.bfloat16 and find_spec("flash_attn") is not None
+    model = getattr(transformers, family.model_class).from_pretrained(
+        folder, dtype=dtype, attn_implementation="flash_attention_2" if flash else "sdpa"
+    )
+    if gradient_checkpointing:
+        # The re-entrant variant needs an input that requires grad, which a frozen vision tower does not have.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(device).train()
+
+
+def freeze_vision(model: Any, family: Family) -> None:
+    """Take the vision tower and its projector out of training."""
+    for name, parameter in model.named_parameters():
+        if name.startswith(family.vision_prefixes):
+            parameter.requires_grad_(False)
+
+
+def load_processor(folder: str, family: Family) -> Any:
+    """Tokenizer and image processor of `folder`."""
+    return getattr(transformers, family.processor_class).from_pretrained(folder)

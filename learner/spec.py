@@ -1,0 +1,44 @@
+"""What a learner rank is built from. Picklable and light: the controller's process makes it without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mrpo.config import Config, Device, LearnerConfig, LossConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec:
+    """Everything a rank needs to know. Made by the composition root, read by every rank."""
+
+    model_folder: str  # Hugging Face folder, readable on every node
+    learner: LearnerConfig
+    loss: LossConfig
+    device: Device
+    seed: int
+    max_pixels: int
+    freeze_vision: bool = False
+    terse: bool = False  # how `sft` writes its prompts
+
+
+def spec_of(config: Config, model_folder: str) -> LearnerSpec:
+    """The learner's part of a run's configuration."""
+    return LearnerSpec(
+        model_folder=model_folder,
+        learner=config.learner,
+        loss=config.algorithm.loss,
+        device=config.cluster.device,
+        seed=config.seed,
+        max_pixels=config.model.max_pixels,
+        freeze_vision=config.model.freeze_vision,
+        terse=config.model.terse_prompt,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftSample:
+    """One supervised example. Composition root → learner."""
+
+    image: str  # path
+    question: str
+    target: str  # the completion's text, without the end-of-turn token
