@@ -98,7 +98,7 @@ def test_a_completion_without_steps_is_a_bug() -> None:
 
 
 def test_estimate_grows_with_text_and_image() -> None:
-    short, long = request_of(["a"]), request_of(["a" * 400])
+    short, long = request_of(["a"]), request_of(["a" * 401])
     assert estimate_tokens(long, send_image=False) - estimate_tokens(short, send_image=False) == 100
     assert estimate_tokens(short, send_image=True) > estimate_tokens(short, send_image=False)
 
