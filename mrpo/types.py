@@ -169,6 +169,15 @@ class ScoreSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SftSample:
+    """One demonstration for supervised training. Composition root → learner."""
+
+    image: str  # path
+    question: str
+    target: str  # the whole completion, without the end-of-turn token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnStats:
     """What one optimizer step came to. Learner → controller."""
 

@@ -1,0 +1,57 @@
+# The table of contents: every command is a `python -m` entry that takes Hydra overrides in ARGS.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+EXP ?=
+ARGS ?=
+INSTALLED := $(VENV)/.installed-$(DEVICE)
+
+.PHONY: help setup train report test test-all test-gpu check format bench clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(INSTALLED) ## install into .venv; the other commands do it when needed (DEVICE=cpu|gpu)
+
+$(INSTALLED): requirements/$(DEVICE).txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else "python %d.%d found, 3.11 or 3.12 needed; set PYTHON=<path>" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $<
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="learner.lr=1e-5 seed=1"
+	@$(BIN)/python -m mrpo.train $(if $(EXP),experiment=$(EXP)) $(ARGS)
+
+report: setup ## write report.html of a run again; ARGS=run=runs/phantom/<time>
+	@$(BIN)/python -m mrpo.report $(ARGS)
+
+test: setup ## the tests: minutes on two cores
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: setup ## the tests and the long proofs
+	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: setup ## the tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
+
+check: setup ## lint, format, types: what CI runs before the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## apply lint fixes and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## measure steps, judge and learner (tests/perf)
+	$(BIN)/python -m tests.perf $(ARGS)
+
+clean: ## remove the environment and tool caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -1,0 +1,1 @@
+"""Hydra's configuration tree: YAML composes, `mrpo/config.py` defines."""

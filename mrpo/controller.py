@@ -1,0 +1,277 @@
+"""The loop: sample and judge, score, learn, send the weights, record. Plain Python over Protocols.
+
+A step is strictly on-policy (`max_staleness` = 0): its completions come from the weights it then updates. All that a
+step does follows from its number and the weights, so that a run can stop after any step and go on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from mrpo.config import AnswerKind, Config, JudgeKind
+from mrpo.errors import JudgeUnavailableError, MRPOError
+from mrpo.eval.record import EvalRecord
+from mrpo.metrics import evaluation_metrics, step_metrics
+from mrpo.parity import ParityResult, compare_logprobs, require_parity
+from mrpo.protocols import JudgePool, Learner, RolloutPool
+from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
+from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, score_group_batch
+from mrpo.types import (
+    Completion,
+    Example,
+    JudgeFailure,
+    Judgement,
+    JudgeRequest,
+    RolloutRequest,
+    ScoreSample,
+    Verdicts,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Recorder(Protocol):
+    """Where a run leaves its record (the run folder)."""
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def write_rollouts(self, step: int, traces: Sequence[ScoredTrace]) -> Path: ...
+
+    def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path: ...
+
+    def checkpoint(self, step: int, *, keep_last: int | None = None) -> AbstractContextManager[Path]: ...
+
+
+class Watcher(Protocol):
+    """Who is told as the run goes on (console, Weights & Biases)."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def evaluation(self, name: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+
+class StopRequested(MRPOError):
+    """The user asked the run to end; the step in hand is given up."""
+
+
+@dataclass(kw_only=True)
+class Controller:
+    """One training run. Holds the order of things and nothing else."""
+
+    config: Config
+    train: Sequence[Example]
+    test: Sequence[Example]
+    rollout: RolloutPool
+    judge: JudgePool | None
+    learner: Learner
+    answer_reward: Callable[[str, str], float]
+    recorder: Recorder
+    watchers: Sequence[Watcher]
+    stop: asyncio.Event
+    step: int = 0  # optimizer steps done; also the policy version
+    _probe: ScoreSample | None = None
+
+    async def run(self) -> None:
+        """Gate, evaluate, train to the end, evaluate, save.
+
+        Raises:
+            StopRequested: `stop` was set; what was done so far is in a checkpoint.
+            ParityError: learner and engine disagree.
+            JudgeUnavailableError: too many judgements of a step failed; a checkpoint was saved.
+        """
+        config, resumed = self.config, self.step > 0
+        await self.sync()
+        await self.parity_gate()
+        if config.eval.before and not resumed:
+            await self.evaluate("before")
+        try:
+            while self.step < config.num_steps:
+                await self.train_step()
+                every = config.checkpoint.every_steps
+                if every and self.step % every == 0 and self.step < config.num_steps:
+                    await self.save()
+                if config.eval.every_steps and self.step % config.eval.every_steps == 0:
+                    await self.evaluate(f"step_{self.step}")
+        except (StopRequested, JudgeUnavailableError):
+            await self.save()
+            raise
+        await self.save()
+        if config.eval.after:
+            await self.evaluate("after")
+
+    async def train_step(self) -> None:
+        """One optimizer step."""
+        config, started_s = self.config, time.time()
+        prompts = prompts_of_step(
+            self.train,
+            self.step,
+            prompts_per_step=config.rollout.prompts_per_step,
+            seed=config.seed,
+            shuffle=config.data.shuffle,
+        )
+        requests = requests_of_step(prompts, self.step, rollout=config.rollout, seed=config.seed)
+        traces = await self._until_stopped(self.collect(prompts, requests))
+        batch = self.score(traces)
+        samples = batch.train_samples()
+        stats, sync_s = None, 0.0
+        if samples:
+            stats = await self.learner.step(samples, progress=self.step / config.num_steps)
+        self.step += 1
+        if samples:
+            sync_s = await self.sync()
+        step_s = time.time() - started_s
+        metrics = step_metrics(batch.traces, stats, started_s=started_s, sync_s=sync_s, step_s=step_s)
+        self.recorder.write_rollouts(self.step, batch.traces)
+        self.recorder.log_metrics(self.step, metrics)
+        for watcher in self.watchers:
+            watcher.step(self.step, metrics)
+
+    async def collect(self, prompts: Mapping[str, Example], requests: Sequence[RolloutRequest]) -> list[Trace]:
+        """Sample all requests; judge each completion from the moment it ends. Returns traces in request order."""
+        judging: dict[str, asyncio.Task[Judgement | None]] = {}
+        completions: dict[str, Completion] = {}
+        try:
+            async for completion in self.rollout.generate(requests):
+                completions[completion.key] = completion
+                example = prompts[completion.prompt_id]
+                judging[completion.key] = asyncio.create_task(self._judge(completion, example))
+            judgements = dict(zip(judging, await asyncio.gather(*judging.values()), strict=True))
+        finally:
+            for task in judging.values():
+                task.cancel()
+        return [
+            Trace(
+                example=prompts[request.prompt_id],
+                completion=completions[request.key],
+                judgement=judgements[request.key],
+            )
+            for request in requests
+        ]
+
+    async def _judge(self, completion: Completion, example: Example) -> Judgement | None:
+        """A ruling, or None where there is nothing to rule on: no judge, no gold rationale, no step."""
+        if self.judge is None or example.rationale is None or not completion.steps:
+            return None
+        request = JudgeRequest(
+            key=completion.key,
+            image=example.image,
+            question=example.question,
+            answer=example.answer,
+            rationale=example.rationale,
+            steps=[step.text for step in completion.steps],
+        )
+        return await self.judge.judge(request)
+
+    def score(self, traces: Sequence[Trace]) -> ScoredBatch:
+        """Rewards and token advantages; refuses a step in which the judge was mostly out.
+
+        Raises:
+            JudgeUnavailableError: the share of failed judgements is above `judge.max_failure_share`.
+        """
+        config = self.config
+        judged = [trace.judgement.outcome for trace in traces if trace.judgement is not None]
+        failures = [outcome for outcome in judged if isinstance(outcome, JudgeFailure)]
+        if judged and len(failures) / len(judged) > config.judge.max_failure_share:
+            reasons = ", ".join(sorted({f"{failure.reason}: {failure.detail}" for failure in failures})[:3])
+            raise JudgeUnavailableError(
+                f"{len(failures)} of {len(judged)} judgements of step {self.step + 1} failed, above "
+                f"judge.max_failure_share={config.judge.max_failure_share:g} ({reasons}); mend the judge, then "
+                "go on with resume=<this run>"
+            )
+        return score_group_batch(
+            traces,
+            group_size=config.rollout.group_size,
+            algorithm=config.algorithm,
+            reward=config.reward,
+            on_failure=config.judge.on_failure,
+            answer_reward=self.answer_reward,
+        )
+
+    async def sync(self) -> float:
+        """Send the learner's weights to the engines and prove on the probe that they arrived. Returns seconds."""
+        started = time.perf_counter()
+        await self.learner.publish()
+        await self.rollout.set_policy_version(self.step)
+        if self._probe is not None:
+            result = await self._compare([self._probe])
+            require_parity(result, bound=self.config.parity.probe_max_diff, setting="parity.probe_max_diff")
+        return time.perf_counter() - started
+
+    async def parity_gate(self) -> ParityResult:
+        """Compare log-probs of freshly sampled completions with images; keeps one of them as the probe."""
+        parity = self.config.parity
+        examples = {example.id: example for example in self.train[: parity.num_completions]}
+        requests = requests_of_step(examples, 0, rollout=self.config.rollout, seed=self.config.seed)
+        requests = [request for request in requests if request.sample_index == 0]
+        samples: list[ScoreSample] = []
+        engine: list[list[float]] = []
+        async for completion in self.rollout.generate(requests):
+            samples.append(
+                ScoreSample(
+                    key=completion.key,
+                    image=examples[completion.prompt_id].image,
+                    prompt_token_ids=completion.prompt_token_ids,
+                    completion_token_ids=completion.completion_token_ids,
+                )
+            )
+            engine.append(completion.rollout_logprobs)
+        result = compare_logprobs(samples, await self.learner.score(samples), engine)
+        require_parity(result, bound=parity.max_mean_diff, setting="parity.max_mean_diff")
+        self._probe = min(samples, key=lambda sample: sample.key)
+        logger.info("parity: mean |Δ| %.2e over %d tokens", result.mean_diff, result.num_tokens)
+        return result
+
+    async def _compare(self, samples: Sequence[ScoreSample]) -> ParityResult:
+        ours, theirs = await asyncio.gather(self.learner.score(samples), self.rollout.score(samples))
+        return compare_logprobs(samples, ours, theirs)
+
+    async def evaluate(self, name: str) -> None:
+        """Greedy completions of the held-out questions, their accuracy and their failure cascades."""
+        config = self.config
+        examples = {example.id: example for example in self.test}
+        requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
+        traces = await self._until_stopped(self.collect(examples, requests))
+        records = [self._record(trace) for trace in traces]
+        self.recorder.write_evaluation(name, records)
+        metrics = evaluation_metrics(records)
+        for watcher in self.watchers:
+            watcher.evaluation(name, self.step, metrics)
+
+    def _record(self, trace: Trace) -> EvalRecord:
+        answer = trace.completion.answer
+        score = self.answer_reward(answer, trace.example.answer) if answer else 0.0
+        judgement = trace.judgement
+        outcome = judgement.outcome if judgement else None
+        return EvalRecord(
+            example=trace.example,
+            completion=trace.completion,
+            judgement=judgement,
+            correct=score > self.config.algorithm.threshold,
+            valid=outcome.valid if isinstance(outcome, Verdicts) else None,
+        )
+
+    async def save(self) -> None:
+        """Write a checkpoint of the steps done."""
+        with self.recorder.checkpoint(self.step, keep_last=self.config.checkpoint.keep_last) as folder:
+            await self.learner.save(str(folder))
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work`, but give it up as soon as a stop is asked for."""
+        task, stopped = asyncio.create_task(work), asyncio.create_task(self.stop.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise StopRequested(f"stopped by the user after {self.step} steps")
+            return task.result()
+        finally:
+            for pending in (task, stopped):
+                pending.cancel()
+            await asyncio.gather(task, stopped, return_exceptions=True)

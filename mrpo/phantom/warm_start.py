@@ -1,0 +1,101 @@
+"""The phantom policy before reinforcement: a toy model, and the faulty demonstrations it starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mrpo.cache import cached_folder
+from mrpo.config import Config, ModelConfig, plain
+from mrpo.data.phantom import world_fingerprint
+from mrpo.families import family_of
+from mrpo.phantom import demonstrations, toy_models
+from mrpo.phantom.language import QuestionKind, read_rationale, write_completion
+from mrpo.types import Example, SftSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToyPolicy:
+    """Where the policy of a run without a checkpoint comes from."""
+
+    folder: Path  # the Hugging Face folder to load now
+    warm_folder: Path  # where the warm-started model belongs
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the warm start was done by an earlier run."""
+        return self.folder == self.warm_folder
+
+
+def prepare_toy_policy(config: Config, warm_examples: Sequence[Example]) -> ToyPolicy:
+    """The warm-started toy from the cache, or a random one that still needs its warm start.
+
+    Both are cached under `config.cache_dir` by a hash of all that decides them: family, seed, data, warm-start
+    settings, and the code of the world, the demonstrations and the toy.
+    """
+    cache = Path(config.cache_dir).expanduser()
+    family = config.model.toy_family.value
+    built_of = {"family": family, "seed": config.seed, "world": world_fingerprint(), "code": _hash_of(toy_models)}
+    built_of |= {"data_seed": config.data.seed, "num_scans": len(warm_examples)}
+    random_folder = cache / f"toy-{family}-{_digest(built_of)}"
+    warmed_by = built_of | {"warm": plain(config.model.warm_start), "demos": _hash_of(demonstrations)}
+    warmed_by |= {"noise": config.data.noise, "terse": config.model.terse_prompt}
+    warm_folder = cache / f"warm-{family}-{_digest(warmed_by)}"
+    if warm_folder.is_dir():
+        return ToyPolicy(folder=warm_folder, warm_folder=warm_folder)
+
+    def build(building: Path) -> None:
+        corpus = tokenizer_corpus(warm_examples, family_of(family).think_tag)
+        toy_models.build_toy_model(family, building, corpus=corpus, seed=config.seed)
+
+    cached_folder(random_folder, build)
+    return ToyPolicy(folder=random_folder, warm_folder=warm_folder)
+
+
+def tokenizer_corpus(examples: Sequence[Example], think_tag: str) -> list[str]:
+    """What the toy's tokenizer is trained on: questions and true completions."""
+    texts = [example.question for example in examples]
+    return texts + [_completion(example, think_tag, None) for example in examples]
+
+
+def warm_start_samples(examples: Sequence[Example], model: ModelConfig, *, think_tag: str, seed: int) -> list[SftSample]:
+    """Faulty demonstrations, in training order: `num_steps` batches of `batch_size`.
+
+    Every demonstration draws its errors anew, so that a scan that comes up twice is described differently.
+    """
+    warm, rng = model.warm_start, np.random.default_rng([seed, 3])
+    order: list[int] = []
+    while len(order) < warm.num_steps * warm.batch_size:
+        order += rng.permutation(len(examples)).tolist()
+    return [
+        SftSample(
+            image=examples[index].image,
+            question=examples[index].question,
+            target=_completion(examples[index], think_tag, rng, error_rate=warm.error_rate),
+        )
+        for index in order[: warm.num_steps * warm.batch_size]
+    ]
+
+
+def _completion(
+    example: Example, think_tag: str, rng: np.random.Generator | None, *, error_rate: float = 0.0
+) -> str:
+    assert example.rationale is not None
+    belief = read_rationale(example.rationale)
+    if rng is not None:
+        belief = demonstrations.mislead(belief, rng, error_rate=error_rate)
+    return write_completion(QuestionKind(example.question), belief, think_tag)
+
+
+def _hash_of(module: object) -> str:
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:16]  # type: ignore[arg-type]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,54 @@
+"""What is checked before anything expensive starts: the machine has the memory, the places to write and the GPUs."""
+
+from __future__ import annotations
+
+import psutil
+
+from mrpo.config import Config, Device, WeightTransfer
+from mrpo.errors import ResourceError
+
+GIB = 2**30
+
+
+def check_memory(config: Config) -> None:
+    """Refuse a machine that would swap or kill the run.
+
+    Raises:
+        ResourceError: less memory is available than `cluster.min_free_memory_gib`.
+    """
+    available = psutil.virtual_memory().available / GIB
+    needed = config.cluster.min_free_memory_gib
+    if available < needed:
+        raise ResourceError(
+            f"{available:.1f} GiB of memory are available and cluster.min_free_memory_gib={needed:g} are needed; "
+            "close other programs, or lower the setting if you know better"
+        )
+
+
+def gpus_needed(config: Config) -> int:
+    """GPUs that learner and engines take together; colocated ones share."""
+    if config.cluster.device == Device.CPU:
+        return 0
+    engines = config.rollout.num_engines * config.rollout.tensor_parallel
+    ranks = config.learner.num_ranks
+    return max(engines, ranks) if config.cluster.weight_transfer == WeightTransfer.IPC else engines + ranks
+
+
+def check_gpus(config: Config, num_gpus: int) -> None:
+    """Refuse a cluster with too few GPUs.
+
+    Args:
+        config: says how many are needed.
+        num_gpus: what Ray found in the whole cluster.
+
+    Raises:
+        ResourceError: there are fewer.
+    """
+    needed = gpus_needed(config)
+    if num_gpus < needed:
+        raise ResourceError(
+            f"experiment {config.experiment} needs {needed} GPUs ({config.rollout.num_engines} engines × "
+            f"{config.rollout.tensor_parallel} + {config.learner.num_ranks} learner ranks) and the cluster has "
+            f"{num_gpus}; set cluster.address to a cluster that has them, lower rollout.num_engines or "
+            "learner.num_ranks, or run EXP=phantom, which needs none"
+        )
