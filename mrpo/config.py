@@ -200,6 +200,7 @@ class AlgorithmConfig:
     base: Positive = math.e  # weight of the first step's penalty relative to the last's
     schedule: Schedule = Schedule.EXPONENTIAL
     threshold: Share = 0.6  # an answer reward above it counts as right
+    step_strategy: str = "sentence"  # what one step is; "fixed_tokens:N" cuts the reasoning every N tokens instead
     truncated: TruncatedPolicy = TruncatedPolicy.KEEP
     loss: LossConfig = LossConfig()
 
