@@ -1,0 +1,89 @@
+"""Files that are whole or absent: write under a temporary name, fsync, rename, fsync the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".tmp"
+OUTDATED_SUFFIX = f".outdated{TEMPORARY_SUFFIX}"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by a file that holds `data`; a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: no space or no permission; the old file is untouched and the temporary one removed.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_with(path, write)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place.
+
+    The process id in the temporary name keeps two writers of one file apart; a leading dot and the suffix let
+    `remove_leftovers` recognise what a killed process left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        write(temporary)
+        fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def commit_folder(temporary: Path, final: Path) -> None:
+    """Put a filled folder in place of `final`, every file in it on disk first."""
+    for root, _, files in os.walk(temporary):
+        for name in files:
+            fsync(Path(root, name))
+        fsync(Path(root))
+    if final.exists():  # a rename cannot replace a folder that holds files
+        outdated = final.with_name(f".{final.name}{OUTDATED_SUFFIX}")
+        os.replace(final, outdated)
+        os.replace(temporary, final)
+        shutil.rmtree(outdated)
+    else:
+        os.replace(temporary, final)
+    fsync(final.parent)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Clear away what a killed process left directly in `folder`; returns the names of what was there.
+
+    A folder that was set aside and never replaced is put back; every other temporary file or folder goes.
+    """
+    found = []
+    for item in sorted(folder.glob(f".*{TEMPORARY_SUFFIX}")):
+        found.append(item.name)
+        original = folder / item.name.removesuffix(OUTDATED_SUFFIX).removeprefix(".")
+        if item.name.endswith(OUTDATED_SUFFIX) and not original.exists():
+            os.replace(item, original)
+        elif item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+    return found
+
+
+def fsync(path: Path) -> None:
+    """Have the kernel put a file or a folder's entries on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,287 @@
+"""The record of a run, `runs/<experiment>/<time>/`: what it was told, what it measured, what to resume from.
+
+Whole files appear at once (`mrpo.atomic`); `metrics.jsonl` and `events.log` grow by whole lines. One process owns a
+run at a time, by a lock that its death releases; readers (`mrpo.run_reading`) need none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import yaml
+
+from mrpo.atomic import commit_folder, remove_leftovers, write_text
+from mrpo.environment import describe_environment
+from mrpo.errors import ConfigError, DataError, ResourceError
+from mrpo.eval.record import EvalRecord
+from mrpo.rows import write_rows
+from mrpo.run_lock import RunLock
+from mrpo.run_reading import (
+    STEP_NAME,
+    Checkpoint,
+    RunState,
+    RunStatus,
+    list_checkpoints,
+    read_config,
+    read_metrics,
+    read_state,
+)
+from mrpo.trace_row import row_of_evaluation, row_of_trace
+
+if TYPE_CHECKING:
+    from mrpo.scoring import ScoredTrace
+
+log = logging.getLogger(__name__)
+
+PARTS = ("rollouts", "eval", "checkpoints")
+
+
+class RunFolder:
+    """A run's folder, open for writing by this process. Use as a context manager, or call `close`."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any], state: RunState, lock: RunLock) -> None:
+        """Use `create` or `open`."""
+        self.path = path
+        self.config = config  # what the run was started with
+        self.state = state
+        self._lock = lock
+        self._metrics: TextIO | None = None
+
+    @classmethod
+    def create(cls, runs_dir: str | Path, experiment: str, config_tree: Mapping[str, Any]) -> RunFolder:
+        """Make `runs_dir/<experiment>/<YYYYmmdd-HHMMSS>/`, with `-2`, `-3`, … added where that exists already.
+
+        Args:
+            runs_dir: made if missing.
+            experiment: a plain folder name.
+            config_tree: the full resolved configuration as plain data; it holds no secret.
+
+        Raises:
+            ConfigError: `experiment` is not a plain folder name.
+            ResourceError: the folder cannot be written.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", experiment):
+            raise ConfigError(f"experiment={experiment!r} names a folder: use letters, digits and . _ + = - only")
+        check_writable(runs_dir)
+        path = _new_folder(Path(runs_dir).expanduser().resolve() / experiment, time.strftime("%Y%m%d-%H%M%S"))
+        lock = RunLock.take(path)
+        for name in PARTS:
+            (path / name).mkdir()
+        write_text(path / "config.yaml", yaml.safe_dump(dict(config_tree), sort_keys=False, allow_unicode=True))
+        write_text(path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+        state = RunState(experiment=experiment, created_s=time.time(), status=RunStatus.RUNNING, step=0)
+        run = cls(path, config_tree, state, lock)
+        run._write_state()
+        run.event("run created")
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open an existing run to go on with it; repairs what a crash left half done and notes it in `events.log`.
+
+        Raises:
+            DataError: no run folder, or one that is damaged beyond a torn last line.
+            ResourceError: another process is writing this run, or the folder cannot be written.
+        """
+        folder = Path(path).expanduser().resolve()
+        state = read_state(folder)
+        check_writable(folder)
+        run = cls(folder, read_config(folder), state, RunLock.take(folder))
+        for part in (folder, *(folder / name for name in PARTS)):
+            for name in remove_leftovers(part):
+                run.event(f"cleared {name}, which an interrupted write left in {part.name}", logging.WARNING)
+        found = read_metrics(folder)
+        if found.torn is not None:
+            run._rewrite_metrics(found.rows)
+            run.event(f"dropped a half-written last line of metrics.jsonl: {found.torn!r}", logging.WARNING)
+        run.state = replace(state, status=RunStatus.RUNNING, step=_last_step(found.rows))
+        run._write_state()
+        run.event(f"run opened again at step {run.state.step}")
+        return run
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line, each with its `step`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        """Where the report is written."""
+        return self.path / "report.html"
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line and put it on disk; each step has one line, in order.
+
+        NaN and infinity are no JSON: they become null, with an event.
+        """
+        assert step > self.state.step, f"metrics of step {step} after those of step {self.state.step}"
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            self.event(f"step {step}: not finite, written as null: {', '.join(bad)}", logging.WARNING)
+        line = {"step": step, **{name: None if name in bad else value for name, value in metrics.items()}}
+        if self._metrics is None:
+            self._metrics = self.metrics_path.open("a", encoding="utf-8")
+        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        self.state = replace(self.state, step=step)
+        self._write_state()
+
+    def write_rollouts(self, step: int, traces: Sequence[ScoredTrace]) -> Path:
+        """Write `rollouts/step_NNNNN.parquet`, one row a completion."""
+        path = self.path / "rollouts" / f"step_{step:05d}.parquet"
+        threshold = float(self.config["algorithm"]["threshold"])
+        write_rows(path, [row_of_trace(trace, threshold=threshold) for trace in traces])
+        return path
+
+    def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path:
+        """Write `eval/<name>.parquet`; `name` is `before`, `after` or `step_N`."""
+        assert name in ("before", "after") or STEP_NAME.fullmatch(name), f"evaluation name {name!r}"
+        path = self.path / "eval" / f"{name}.parquet"
+        write_rows(path, [row_of_evaluation(record) for record in records])
+        return path
+
+    @contextmanager
+    def checkpoint(self, step: int, *, keep_last: int | None = None) -> Iterator[Path]:
+        """Yield an empty folder to fill; it becomes `checkpoints/step_N` when the block ends without an error.
+
+        Args:
+            step: optimizer steps done.
+            keep_last: remove all but so many newest checkpoints afterwards; None keeps all.
+        """
+        folder = self.path / "checkpoints"
+        temporary = folder / f".step_{step}.tmp"
+        temporary.mkdir()
+        try:
+            yield temporary
+        except BaseException:
+            shutil.rmtree(temporary)
+            raise
+        commit_folder(temporary, folder / f"step_{step}")
+        self.event(f"checkpoint step_{step} saved")
+        if keep_last is not None:
+            for old in list_checkpoints(self.path)[:-keep_last]:
+                shutil.rmtree(old.path)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint."""
+        found = list_checkpoints(self.path)
+        return found[-1] if found else None
+
+    def rewind(self, step: int) -> None:
+        """Forget everything after `step`, so that going on from its checkpoint writes no step twice."""
+        rows = read_metrics(self.path).rows
+        kept = [row for row in rows if row["step"] is not None and row["step"] <= step]
+        self._rewrite_metrics(kept)
+        for part in PARTS:
+            for item in (self.path / part).glob("step_*"):
+                match = STEP_NAME.fullmatch(item.name)
+                if match and int(match[1]) > step:
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+        (self.path / "eval" / "after.parquet").unlink(missing_ok=True)
+        self.state = replace(self.state, step=_last_step(kept))
+        self._write_state()
+        self.event(f"rewound to step {step}: {len(rows) - len(kept)} later steps dropped")
+
+    def event(self, message: str, level: int = logging.INFO) -> None:
+        """Append one timed line to `events.log`, and pass it to logging."""
+        log.log(level, "%s", message)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        flat = message.replace("\n", "\\n")
+        with open(self.path / "events.log", "a", encoding="utf-8") as file:
+            file.write(f"{stamp} {logging.getLevelName(level)} {flat}\n")
+
+    def set_status(self, status: RunStatus, reason: str = "") -> None:
+        """Record how the run stands, and why."""
+        self.state = replace(self.state, status=status)
+        self._write_state()
+        self.event(f"run {status}" + (f": {reason}" if reason else ""))
+
+    def close(self) -> None:
+        """Close the files and give up the lock; may be called twice."""
+        self._close_metrics()
+        self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _rewrite_metrics(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        self._close_metrics()
+        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    def _write_state(self) -> None:
+        write_text(self.path / "state.json", json.dumps(asdict(self.state), indent=2) + "\n")
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make `folder` if missing and prove that a file can be written there; call it before anything starts.
+
+    Raises:
+        ResourceError: it cannot; the message names folder, cause and remedy.
+    """
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}.tmp"
+        write_text(probe, "probe")
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to {path}: {error.strerror}; set runs_dir to a folder you may write to, or free some space"
+        ) from None
+
+
+def find_resumable(runs_dir: str | Path, experiment: str) -> Path | None:
+    """The newest run of `experiment` that did not finish, has a checkpoint and is not being written now."""
+    candidates: list[tuple[float, Path]] = []
+    for folder in (Path(runs_dir).expanduser() / experiment).glob("*/"):
+        try:
+            state = read_state(folder)
+        except DataError as error:
+            log.warning("passed over: %s", error)
+            continue
+        if state.status != RunStatus.FINISHED and list_checkpoints(folder) and not RunLock.is_held(folder):
+            candidates.append((state.created_s, folder))
+    return max(candidates)[1].resolve() if candidates else None
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make and return `parent/name`, or the first free `parent/name-N`; two processes never get the same one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _last_step(rows: Sequence[Mapping[str, float | None]]) -> int:
+    step = rows[-1]["step"] if rows else 0
+    assert step is not None
+    return int(step)

@@ -1,0 +1,151 @@
+"""Reading a run folder, also while its owner writes it: state, configuration, metrics, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mrpo.errors import DataError
+
+STEP_NAME = re.compile(r"step_(\d+)(\.parquet)?")
+
+
+class RunStatus(StrEnum):
+    """How far a run came."""
+
+    RUNNING = "running"  # or killed without a chance to say so
+    INTERRUPTED = "interrupted"  # ended early, on a signal or an error
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """The content of `state.json`."""
+
+    experiment: str
+    created_s: float  # time.time()
+    status: RunStatus
+    step: int  # last step whose metrics were written; 0: none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A whole checkpoint to resume from."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsFile:
+    """What `metrics.jsonl` holds."""
+
+    rows: list[dict[str, float | None]]  # each with `step`; None where a value was not finite
+    torn: str | None  # a last line that a crash left half written; not among the rows
+
+
+def read_state(folder: Path) -> RunState:
+    """Read `state.json`.
+
+    Raises:
+        DataError: `folder` is no run folder, or the file is damaged.
+    """
+    path = folder / "state.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return RunState(**{**tree, "status": RunStatus(tree["status"])})
+    except OSError as error:
+        raise DataError(
+            f"{folder} is no run folder: state.json: {error.strerror}; expected runs/<experiment>/<time>"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}; restore it, or start a new run") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration the run was started with, as plain data.
+
+    Raises:
+        DataError: the file is missing or no YAML.
+    """
+    path = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise DataError(f"{path}: expected a mapping, got {type(tree).__name__}")
+    return tree
+
+
+def read_environment(folder: Path) -> dict[str, str]:
+    """Versions, machine, command and commit of the run's start.
+
+    Raises:
+        DataError: the file is missing or no JSON object.
+    """
+    path = folder / "environment.json"
+    try:
+        return {str(name): str(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def read_metrics(folder: Path) -> MetricsFile:
+    """Read `metrics.jsonl`; none yet gives no rows.
+
+    A line that ends without a newline is being written or was cut by a crash: it is set apart, not parsed.
+
+    Raises:
+        DataError: a whole line is no JSON object with a step; the message names the line.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return MetricsFile(rows=[], torn=None)
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} line {number}: {error}; expected one JSON object with a step") from None
+        rows.append(row)
+    return MetricsFile(rows=rows, torn=last.decode("utf-8", "replace") if last else None)
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """All whole checkpoints, oldest step first."""
+    found = [
+        Checkpoint(step=int(match[1]), path=item)
+        for item in (folder / "checkpoints").glob("step_*")
+        if (match := STEP_NAME.fullmatch(item.name)) and item.is_dir()
+    ]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def list_evaluations(folder: Path) -> dict[str, Path]:
+    """Evaluation files by name, in the order they were made: before, step_N …, after."""
+
+    def order(name: str) -> tuple[int, int]:
+        match = STEP_NAME.fullmatch(name)
+        return (1, int(match[1])) if match else (0 if name == "before" else 2, 0)
+
+    found = {item.stem: item for item in (folder / "eval").glob("*.parquet") if not item.name.startswith(".")}
+    return {name: found[name] for name in sorted(found, key=order)}
+
+
+def list_rollouts(folder: Path) -> dict[int, Path]:
+    """Rollout files by step."""
+    found = {
+        int(match[1]): item
+        for item in (folder / "rollouts").glob("step_*.parquet")
+        if (match := STEP_NAME.fullmatch(item.name))
+    }
+    return dict(sorted(found.items()))
