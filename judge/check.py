@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
-from urllib.parse import urlsplit
 
 import httpx
 
+from judge.api_key import read_api_key
 from judge.client import is_local
 from judge.limiter import split_concurrency
 from mrpo.config import JudgeConfig, JudgeKind
@@ -21,8 +20,8 @@ def check_judge(config: JudgeConfig) -> None:
     """Check what can be known of the judge before the run; sends one GET {url}/models, without any data of the run.
 
     Raises:
-        ConfigError: the URL is malformed, a key variable named in the configuration is not set, or there are more
-            actors than calls in flight.
+        ConfigError: the URL is malformed, a key variable named in the configuration is not set or holds no key, or
+            there are more actors than calls in flight.
         JudgeUnavailableError: the endpoint does not answer, or turns the key down.
     """
     if config.kind == JudgeKind.NONE:
@@ -32,7 +31,7 @@ def check_judge(config: JudgeConfig) -> None:
         return
     assert config.url is not None
     _check_url(config.url)
-    key = os.environ.get(config.api_key_env) or None
+    key = read_api_key(config.api_key_env)
     # The default variable may be unset: a server in the house often asks for no key, and says so by answering.
     if key is None and config.api_key_env != DEFAULT_KEY_ENV and not is_local(config.url):
         raise ConfigError(
@@ -42,18 +41,20 @@ def check_judge(config: JudgeConfig) -> None:
     _probe(config, key)
 
 
-def _check_url(url: str) -> None:
+def _check_url(text: str) -> None:
+    expected = "expected a base URL like http://host:8000/v1"
+    if "@" in text:
+        # Not quoted: it is a secret, and the configuration is written into the run folder.
+        raise ConfigError("judge.url holds a user name or password; put the key into the variable of judge.api_key_env")
     try:
-        parts = urlsplit(url)
-        well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        well_formed = False
-    if not well_formed:
-        raise ConfigError(f"judge.url={url!r} is not an http(s) URL; expected a base URL like http://host:8000/v1")
-    if parts.query or parts.fragment or parts.path.rstrip("/").endswith("/chat/completions"):
-        raise ConfigError(
-            f"judge.url={url!r} must be the base URL, e.g. http://host:8000/v1; /chat/completions is added"
-        )
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"judge.url={text!r} is not a URL ({error}); {expected}") from None
+    port_is_fine = url.port is None or 0 < url.port < 65536
+    if url.scheme not in ("http", "https") or not url.host or "%" in url.host or not port_is_fine:
+        raise ConfigError(f"judge.url={text!r} is not an http(s) URL; {expected}")
+    if url.query or url.fragment or url.path.rstrip("/").endswith("/chat/completions"):
+        raise ConfigError(f"judge.url={text!r} says more than where the API begins; {expected}")
 
 
 def _probe(config: JudgeConfig, key: str | None) -> None:

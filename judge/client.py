@@ -11,7 +11,6 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -55,7 +54,7 @@ class Progress:
 
 def is_local(url: str) -> bool:
     """Whether the URL's host is this machine, where neither a key nor a proxy is expected."""
-    return urlsplit(url).hostname in LOCAL_HOSTS
+    return httpx.URL(url).host in LOCAL_HOSTS
 
 
 class JudgeClient:

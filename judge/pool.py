@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import time
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
+from judge.api_key import read_api_key
 from judge.budget import RequestBudget
 from judge.limiter import RateLimiter, RemoteLimiter, split_concurrency
 from judge.worker import JudgeWorker
@@ -21,7 +21,7 @@ from mrpo.types import FailureReason, JudgeFailure, Judgement, JudgeRequest
 
 logger = logging.getLogger(__name__)
 
-ACTOR_CPUS = 0.01  # a judge actor waits on the network; it must fit beside engines that hold every core
+ACTOR_CPUS = 0  # judge actors wait on the network, and must find a place where engines and learner hold every core
 REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
 
 
@@ -76,7 +76,7 @@ class RayJudgePool:
         """
         with_key = await asyncio.gather(*(actor.has_key.remote() for actor in self._actors))
         variable = self._config.api_key_env
-        if os.environ.get(variable) and not all(with_key):
+        if read_api_key(variable) is not None and not all(with_key):
             raise ConfigError(
                 f"{variable} is set here but not for {with_key.count(False)} of {len(with_key)} judge actors; "
                 "export it on every node before `ray start` (keys are never sent through Ray)"
@@ -146,9 +146,6 @@ class RayJudgePool:
         while True:
             try:
                 await self._actors[index].has_key.remote()
-            except ActorDiedError:
-                logger.error("judge actor %d is gone for good", index)
-                return
             except RayActorError:
                 await asyncio.sleep(REVIVE_PAUSE_S)
             else:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from judge.api_key import read_api_key
 from judge.client import JudgeClient
 from judge.limiter import Limiter
 from mrpo.config import JudgeConfig
@@ -14,8 +13,7 @@ class JudgeWorker:
     """One client in one process. The key is read from this process's environment and never leaves it."""
 
     def __init__(self, config: JudgeConfig, *, concurrency: int, limiter: Limiter | None) -> None:
-        # An empty variable is no key: an empty bearer token is a malformed header.
-        self._api_key = os.environ.get(config.api_key_env) or None
+        self._api_key = read_api_key(config.api_key_env)
         self._client = JudgeClient(config, concurrency=concurrency, limiter=limiter, api_key=self._api_key)
 
     async def has_key(self) -> bool:

@@ -302,7 +302,9 @@ def test_the_key_is_sent_and_never_comes_back(image: str) -> None:
     assert KEY not in repr(judgement)
 
 
-@pytest.mark.parametrize(("value", "header"), [(KEY, f"Bearer {KEY}"), ("", None), (None, None)])
+@pytest.mark.parametrize(
+    ("value", "header"), [(KEY, f"Bearer {KEY}"), (f"{KEY}\n", f"Bearer {KEY}"), ("", None), (None, None)]
+)
 def test_the_worker_reads_the_key_from_the_named_variable(
     image: str, monkeypatch: pytest.MonkeyPatch, value: str | None, header: str | None
 ) -> None:

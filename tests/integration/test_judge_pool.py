@@ -1,0 +1,226 @@
+"""The judge pool on real Ray, against real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+import ray
+from judge_server import Answer, ScriptedServer, all_ones, judge_request, marks, reply
+from PIL import Image
+
+from judge.pool import RayJudgePool
+from mrpo.config import JudgeConfig
+from mrpo.errors import ConfigError, DataError
+from mrpo.types import FailureReason, JudgeFailure, Judgement, Verdicts
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
+
+GOOD = marks((1, 0), (0, 1))
+T = TypeVar("T")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "scan.png"
+    Image.new("L", (84, 84), 90).save(path)
+    return str(path)
+
+
+def config_of(url: str, **changes: Any) -> JudgeConfig:
+    quick: dict[str, Any] = {"backoff_s": 0.01, "backoff_max_s": 0.05, "deadline_s": 10.0, "concurrency": 8}
+    return JudgeConfig(url=url, model="judge-model", **{**quick, **changes})
+
+
+def with_pool(config: JudgeConfig, scenario: Callable[[RayJudgePool], Awaitable[T]]) -> T:
+    async def run() -> T:
+        pool = RayJudgePool(config)
+        try:
+            await pool.start()
+            return await scenario(pool)
+        finally:
+            pool.close()
+
+    return asyncio.run(run())
+
+
+def judge_many(image: str, number: int) -> Callable[[RayJudgePool], Awaitable[list[Judgement]]]:
+    async def scenario(pool: RayJudgePool) -> list[Judgement]:
+        return await asyncio.gather(*(pool.judge(judge_request(image, key=str(index))) for index in range(number)))
+
+    return scenario
+
+
+def reasons(judgements: list[Judgement]) -> list[FailureReason | None]:
+    return [j.outcome.reason if isinstance(j.outcome, JudgeFailure) else None for j in judgements]
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Judge actors of this test's own Ray."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("ray::JudgeWorker" in part for part in process.cmdline())
+    ]
+
+
+def test_rulings_come_back_under_their_own_keys(image: str) -> None:
+    def script(_: int, received: Any) -> Answer:
+        return all_ones(received)
+
+    async def scenario(pool: RayJudgePool) -> list[Judgement]:
+        calls = [pool.judge(judge_request(image, ["A CT."] * size, key=str(size))) for size in range(1, 9)]
+        return await asyncio.gather(*calls)
+
+    with ScriptedServer(script) as server:
+        judgements = with_pool(config_of(server.url), scenario)
+    for size, judgement in enumerate(judgements, 1):
+        assert judgement.key == str(size)
+        assert judgement.outcome == Verdicts(alignment=[True] * size, contribution=[True] * size)
+
+
+def test_concurrency_is_bounded_over_all_actors_and_fully_used(image: str) -> None:
+    with ScriptedServer(lambda *_: reply(GOOD, delay_s=0.1)) as server:
+        config = config_of(server.url, num_actors=2, concurrency=5)
+        judgements = with_pool(config, judge_many(image, 20))
+    assert reasons(judgements) == [None] * 20
+    assert server.max_in_flight == 5
+
+
+def test_the_rate_limit_is_one_for_all_actors(image: str) -> None:
+    with ScriptedServer(lambda *_: reply(GOOD)) as server:
+        config = config_of(server.url, num_actors=2, requests_per_minute=600)
+        judgements = with_pool(config, judge_many(image, 12))
+    assert reasons(judgements) == [None] * 12
+    assert server.requests[-1].at_s - server.requests[0].at_s >= 1.0  # 11 gaps of 0.1 s, less what scheduling shifts
+
+
+@pytest.mark.parametrize("fault_every", [None, 3])
+def test_the_budget_of_requests_is_kept_exactly(image: str, fault_every: int | None) -> None:
+    def script(number: int, _: Any) -> Answer:
+        return Answer(status=500) if fault_every is not None and number % fault_every == 0 else reply(GOOD)
+
+    async def scenario(pool: RayJudgePool) -> tuple[list[Judgement], int]:
+        return await judge_many(image, 30)(pool), pool.requests_spent
+
+    with ScriptedServer(script) as server:
+        judgements, spent = with_pool(config_of(server.url, num_actors=2, max_requests=12), scenario)
+    assert len(server.requests) == spent == sum(judgement.attempts for judgement in judgements) == 12
+    turned_away = [judgement for judgement in judgements if reasons([judgement]) == [FailureReason.BUDGET]]
+    assert {judgement.attempts for judgement in turned_away} == {0}
+    assert len(turned_away) >= 18
+    if fault_every is None:
+        assert len(turned_away) == 18
+
+
+def test_a_lost_actor_fails_its_calls_and_serves_again(image: str) -> None:
+    async def scenario(pool: RayJudgePool) -> tuple[Judgement, list[Judgement]]:
+        first = asyncio.create_task(pool.judge(judge_request(image)))
+        while not server.requests:
+            await asyncio.sleep(0.02)
+        (worker,) = worker_processes()
+        worker.kill()
+        return await first, await judge_many(image, 6)(pool)
+
+    with ScriptedServer(lambda number, _: reply(GOOD, delay_s=5.0 if number == 0 else 0.0)) as server:
+        config = config_of(server.url, deadline_s=30.0)
+        lost, later = with_pool(config, scenario)
+    assert isinstance(lost.outcome, JudgeFailure)
+    assert lost.outcome.reason == FailureReason.TRANSPORT
+    assert "actor" in lost.outcome.detail
+    assert reasons(later) == [None] * 6
+
+
+def test_while_one_actor_is_down_the_other_takes_all_calls(image: str) -> None:
+    async def scenario(pool: RayJudgePool) -> tuple[list[Judgement], list[Judgement]]:
+        first = asyncio.gather(*(pool.judge(judge_request(image)) for _ in range(2)))
+        while len(server.requests) < 2:
+            await asyncio.sleep(0.02)
+        one, _ = worker_processes()
+        one.kill()
+        ended = await first
+        return ended, await judge_many(image, 20)(pool)
+
+    with ScriptedServer(lambda number, _: reply(GOOD, delay_s=1.0 if number < 2 else 0.0)) as server:
+        first, later = with_pool(config_of(server.url, num_actors=2), scenario)
+    assert sorted(reasons(first), key=str) == [None, FailureReason.TRANSPORT]
+    assert reasons(later) == [None] * 20
+
+
+def test_a_pool_starts_where_every_core_is_taken(image: str) -> None:
+    class Holder:
+        def ready(self) -> bool:
+            return True
+
+    holders = [ray.remote(Holder).options(num_cpus=1).remote() for _ in range(2)]
+    ray.get([holder.ready.remote() for holder in holders])
+    try:
+        with ScriptedServer(lambda *_: reply(GOOD)) as server:
+            config = config_of(server.url, num_actors=2, requests_per_minute=60_000)
+            assert reasons(with_pool(config, judge_many(image, 4))) == [None] * 4
+    finally:
+        for holder in holders:
+            ray.kill(holder)
+
+
+def test_a_missing_image_reaches_the_caller_as_a_data_error() -> None:
+    async def scenario(pool: RayJudgePool) -> None:
+        with pytest.raises(DataError, match=r"^judge image /gone\.png: No such file") as caught:
+            await pool.judge(judge_request("/gone.png"))
+        assert type(caught.value) is DataError
+
+    with ScriptedServer(lambda *_: reply(GOOD)) as server:
+        with_pool(config_of(server.url), scenario)
+
+
+def test_a_cancelled_call_frees_its_slot_on_the_actor(image: str) -> None:
+    async def scenario(pool: RayJudgePool) -> Judgement:
+        slow = asyncio.create_task(pool.judge(judge_request(image)))
+        while not server.requests:
+            await asyncio.sleep(0.02)
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        began_s = time.monotonic()
+        next_ = await pool.judge(judge_request(image))
+        assert time.monotonic() - began_s < 4.0
+        return next_
+
+    with ScriptedServer(lambda number, _: reply(GOOD, delay_s=8.0 if number == 0 else 0.0)) as server:
+        judgement = with_pool(config_of(server.url, concurrency=1), scenario)
+    assert isinstance(judgement.outcome, Verdicts)
+
+
+def test_a_key_set_here_but_not_on_the_nodes_is_refused(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray's workers inherit the environment Ray was started in, not this one.
+    monkeypatch.setenv("LATE_KEY", "sk-late")
+
+    async def scenario(pool: RayJudgePool) -> None:
+        raise AssertionError("the pool must not start")
+
+    with (
+        ScriptedServer(lambda *_: reply(GOOD)) as server,
+        pytest.raises(ConfigError, match="LATE_KEY is set here but not for 1 of 1 judge actors") as caught,
+    ):
+        with_pool(config_of(server.url, api_key_env="LATE_KEY"), scenario)
+    assert "sk-late" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"url": None}, {"model": None}])
+def test_a_pool_needs_an_endpoint(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"judge\.url and judge\.model"):
+        RayJudgePool(JudgeConfig(**{"url": "http://localhost/v1", "model": "m", **changes}))
+
+
+def test_close_ends_every_actor(image: str) -> None:
+    with ScriptedServer(lambda *_: reply(GOOD)) as server:
+        with_pool(config_of(server.url, num_actors=2, requests_per_minute=6000), judge_many(image, 1))
+    ends_at = time.monotonic() + 10
+    while worker_processes() and time.monotonic() < ends_at:
+        time.sleep(0.1)
+    assert worker_processes() == []
