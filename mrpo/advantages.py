@@ -40,7 +40,7 @@ def grpo_advantages(rewards: Values, group_size: int, eps: float = 1e-4, valid: 
     """
     grouped, counted = _grouped(rewards, group_size, valid)
     centred, std = _centre(grouped, counted)
-    return _like(rewards, (centred / (std + eps)).flatten())
+    return _like(rewards, _over(centred, std + eps).flatten())
 
 
 def dr_grpo_advantages(rewards: Values, group_size: int, valid: Mask | None = None) -> Tensor:
@@ -93,7 +93,7 @@ def gdpo_advantages(
         total += share * grpo_advantages(component.double(), group_size, eps, valid)
     _, counted = _grouped(total, group_size, valid)
     centred, std = _centre(total.unsqueeze(0), counted.reshape(1, -1))  # the batch as one group
-    return _like(components, (centred / (std + eps)).flatten())
+    return _like(components, _over(centred, std + eps).flatten())
 
 
 def _of_sum(function: Callable[[Tensor, int, float, Mask | None], Tensor]) -> AdvantageFunction:
@@ -223,6 +223,11 @@ def _centre(grouped: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     centred = torch.where(high > low, centred, 0.0)
     std = (centred.square().sum(dim=1, keepdim=True) / (num - 1).clamp(min=1)).sqrt()
     return centred, std
+
+
+def _over(centred: Tensor, scale: Tensor) -> Tensor:
+    """The quotient, and 0 for no deviation even where eps = 0 makes the scale 0 as well."""
+    return torch.where(centred == 0, 0.0, centred / scale)
 
 
 def _like(source: object, result: Tensor) -> Tensor:

@@ -261,7 +261,7 @@ def _answer(trace: Trace, reward: RewardConfig, answer_reward: Callable[[str, st
 
 
 def _components(item: _Rated) -> list[float]:
-    """[R] in the order of the weights. A part that a whole group lacks is 0 for all of it, and so changes no advantage."""
+    """[R] in the order of the weights. A part that a whole group lacks is 0 for all of it, and changes no advantage."""
     return [item.answer, item.process or 0.0, item.step_count]
 
 

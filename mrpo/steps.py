@@ -141,8 +141,7 @@ def offsets_from_pieces(pieces: Sequence[bytes]) -> tuple[str, list[tuple[int, i
         if first < stop:
             offsets.append((char_of_byte[first], char_of_byte[stop - 1] + 1))
         else:
-            here = offsets[-1][1] if offsets else 0
-            offsets.append((here, here))
+            offsets.append((char_of_byte[first], char_of_byte[first]))
         first = stop
     return text, offsets
 
