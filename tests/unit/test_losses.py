@@ -234,7 +234,7 @@ def test_an_overflowing_ratio_is_an_error() -> None:
 
 def test_bad_inputs_are_refused() -> None:
     inputs = random_inputs()
-    with pytest.raises(UserError, match="beta=0.04 needs ref_logprobs"):
+    with pytest.raises(UserError, match=r"beta=0\.04 needs ref_logprobs"):
         policy_loss(replace(inputs, ref_logprobs=None), LossConfig())
     with pytest.raises(UserError, match="positive denominator"):
         policy_loss(replace(inputs, denominator=0.0), LossConfig())

@@ -243,5 +243,5 @@ def test_with_an_encoder_it_has_half_the_weight(encoder: str, mixed: AnswerRewar
 
 def test_a_missing_encoder_names_the_setting(tmp_path: Path) -> None:
     missing = str(tmp_path / "no_such_encoder")
-    with pytest.raises(ConfigError, match="reward.bertscore_model=.*no_such_encoder.* cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"reward\.bertscore_model=.*no_such_encoder.* cannot be loaded"):
         build_answer_reward(RewardConfig(answer_kind=AnswerKind.MIXED, bertscore_model=missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -142,7 +143,7 @@ def test_coverage_counts_what_could_belong_to_a_step() -> None:
     text = "<think>Ab cd.\nEf. --</think><answer>gh</answer>"
     # "<think>", "Ab", " cd", ".", "\n", "Ef", ".", " --", "</think>", "<answer>gh</answer>"
     bounds = [0, 7, 9, 12, 13, 14, 16, 17, 20, 28, len(text)]
-    offsets = list(zip(bounds, bounds[1:], strict=False))
+    offsets = list(itertools.pairwise(bounds))
     steps = split_steps(text)
     assert [step.text for step in steps] == ["Ab cd.", "Ef. --"]
     assert think_token_counts(text, steps, offsets, "think") == (6, 6)

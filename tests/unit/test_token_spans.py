@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +71,7 @@ def test_spans_are_ordered_disjoint_and_in_range_for_any_offsets(
 ) -> None:
     if ascending:
         bounds = sorted(bound for offset in offsets for bound in offset)
-        offsets = list(zip(bounds, bounds[1:], strict=False))
+        offsets = list(itertools.pairwise(bounds))
     steps = split_steps(f"<think>{think}</think>")
     spans = token_spans(steps, offsets)
     assert len(spans) == len(steps)
