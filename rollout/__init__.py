@@ -1,0 +1,1 @@
+"""Sampling of completions with vLLM, in Ray actors."""

@@ -1,0 +1,279 @@
+"""One vLLM engine: requests in, completions out, weights swapped in between. A plain class of one thread.
+
+It steps vLLM's `LLMEngine` itself, which can hold the engine core in this process; `AsyncLLM` always starts another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from mrpo.config import Device
+from mrpo.errors import UserError, WeightSyncError
+from mrpo.families import family_of
+from mrpo.images import read_image
+from mrpo.prompts import chat_messages
+from mrpo.types import Completion, RolloutRequest, ScoreSample
+from rollout.request import build_completion, refuse_mixed
+from rollout.spec import EngineSpec
+from rollout.token_bans import ADDITIONAL_CONFIG_KEY
+from rollout.vocabulary import collapse_image, vocabulary_of
+
+PROMPT_CACHE_SIZE = 64  # prompts kept ready; a batch's worth, because samples of a prompt arrive together
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A request inside the engine."""
+
+    request: RolloutRequest | None  # None: a score
+    finish: Callable[[RequestOutput], None]
+
+
+class Engine:
+    """Not safe for threads: its owner calls everything from one.
+
+    Construct it in a process whose environment is `engine_environment(spec)`.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._family = family_of(spec.model_type)
+        config = _engine_args(spec).create_engine_config()
+        tokenizer = _load_tokenizer(spec.model_folder)
+        self._vocabulary = vocabulary_of(tokenizer, self._family, config.model_config.get_vocab_size())
+        config.additional_config = {ADDITIONAL_CONFIG_KEY: self._vocabulary.banned}
+        self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+        assert self._llm.renderer.mm_processor is not None
+        self._processor: Any = self._llm.renderer.mm_processor.info.get_hf_processor()
+        self._prompts: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._pending: dict[str, _Pending] = {}
+        self._ids = itertools.count()
+        self._policy_version = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._pending)
+
+    def sample(self, request: RolloutRequest, done: Callable[[Completion], None]) -> None:
+        """Submit one completion; `done` is called by the `step` in which it ends.
+
+        Raises:
+            UserError: the prompt and max_new_tokens exceed max_model_len, or greedy and sampled requests would mix.
+            DataError: the image cannot be read.
+        """
+        if self._pending:
+            other = next((item.request for item in self._pending.values() if item.request), None)
+            refuse_mixed([request] if other is None else [other, request])
+        prompt = self._prompt(request.question, request.image)
+        prompt_token_ids = list(prompt["prompt_token_ids"])
+        self._check_length(request.key, len(prompt_token_ids) + request.max_new_tokens)
+        version, started_s = self._policy_version, time.time()
+
+        def finish(output: RequestOutput) -> None:
+            sequence = output.outputs[0]
+            done(
+                build_completion(
+                    request,
+                    self._vocabulary,
+                    think_tag=self._family.think_tag,
+                    step_strategy=self._spec.step_strategy,
+                    prompt_token_ids=prompt_token_ids,
+                    completion_token_ids=list(sequence.token_ids),
+                    rollout_logprobs=list(sequence.logprobs.logprobs),
+                    policy_version=version,
+                    started_s=started_s,
+                    ended_s=time.time(),
+                )
+            )
+
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=request.max_new_tokens,
+            seed=request.seed if request.temperature > 0 else None,
+            logprobs=0,  # the sampled token's alone
+            **self._common_params(),
+        )
+        self._submit(prompt, params, _Pending(request, finish))
+
+    def score(self, sample: ScoreSample, done: Callable[[list[float]], None]) -> None:
+        """Ask for the raw log-probs [T] of given completion tokens; `done` is called by the `step` that has them.
+
+        Raises:
+            UserError: the prompt does not hold one image or is not what the processor makes of this image.
+            DataError: the image cannot be read.
+        """
+        try:
+            collapsed = collapse_image(sample.prompt_token_ids, self._vocabulary)
+        except ValueError as error:
+            raise UserError(f"score of {sample.key!r}: {error}") from error
+        num_scored = len(sample.completion_token_ids)
+        token_ids = [*sample.prompt_token_ids, *sample.completion_token_ids]
+        prompt = self._render({"prompt_token_ids": [*collapsed, *sample.completion_token_ids]}, sample.image)
+        if list(prompt["prompt_token_ids"]) != token_ids:
+            raise UserError(
+                f"score of {sample.key!r}: prompt_token_ids are not what the processor makes of image {sample.image!r}; "
+                "they must come from the same image, processor and model.max_pixels"
+            )
+        self._check_length(sample.key, len(token_ids))
+
+        def finish(output: RequestOutput) -> None:
+            done(list(output.prompt_logprobs.logprobs)[-num_scored:] if num_scored else [])
+
+        # Seeded like every sampled request, so that its row never spoils the seeds of a batch.
+        params = SamplingParams(temperature=1.0, seed=0, max_tokens=1, prompt_logprobs=0, **self._common_params())
+        self._submit(prompt, params, _Pending(None, finish))
+
+    def step(self) -> None:
+        """Advance every request by one token and report those that ended."""
+        for output in self._llm.step():
+            assert isinstance(output, RequestOutput)
+            if output.finished:
+                self._pending.pop(output.request_id).finish(output)
+
+    def abort_all(self) -> None:
+        """Drop every request; none is reported."""
+        pending, self._pending = self._pending, {}
+        self._llm.abort_request(list(pending))
+
+    def set_policy_version(self, version: int) -> None:
+        """Forget everything computed with the former weights and stamp what is submitted from here.
+
+        Raises:
+            WeightSyncError: requests are still running.
+        """
+        self._refuse_busy("set_policy_version")
+        self._llm.reset_prefix_cache()
+        self._llm.reset_mm_cache()
+        self._llm.reset_encoder_cache()
+        if self._spec.device == Device.GPU:
+            self._prompts.clear()
+        self._policy_version = version
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Meet the sender; once, before the first update."""
+        self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        """Get ready for buckets.
+
+        Raises:
+            WeightSyncError: requests are still running; they would mix two policies.
+        """
+        self._refuse_busy("start_weight_update")
+        self._llm.collective_rpc("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load one bucket."""
+        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
+
+    def finish_weight_update(self) -> None:
+        """Run on the new weights from here; `set_policy_version` must follow."""
+        self._llm.collective_rpc("finish_weight_update")
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        self._llm.engine_core.shutdown()
+        self._llm.renderer.shutdown()
+
+    def _common_params(self) -> dict[str, Any]:
+        return {
+            "stop_token_ids": [self._vocabulary.end_of_turn],
+            "detokenize": False,  # text is decoded once, from bytes, when a completion ends
+            "flat_logprobs": True,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+
+    def _submit(self, prompt: Any, params: SamplingParams, pending: _Pending) -> None:
+        request_id = str(next(self._ids))
+        self._llm.add_request(request_id, prompt, params)
+        self._pending[request_id] = pending
+
+    def _prompt(self, question: str, image: str) -> Any:
+        """A prompt as the engine takes it, read and processed once for all samples of it."""
+        key = (question, image)
+        prompt = self._prompts.get(key)
+        if prompt is None:
+            messages = chat_messages(question, self._family, terse=self._spec.terse)
+            text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            prompt = self._render({"prompt": text}, image)
+            if self._spec.device == Device.GPU:
+                # vLLM's own cache sends an image to the other process once and must see every request.
+                return prompt
+            self._prompts[key] = prompt
+            if len(self._prompts) > PROMPT_CACHE_SIZE:
+                self._prompts.popitem(last=False)
+        self._prompts.move_to_end(key)
+        return prompt
+
+    def _render(self, prompt: dict[str, Any], image: str) -> Any:
+        pixels = read_image(image, max_pixels=self._spec.max_pixels)
+        return self._llm.renderer.render_cmpl([{**prompt, "multi_modal_data": {"image": pixels}}])[0]
+
+    def _check_length(self, key: str, num_tokens: int) -> None:
+        limit = self._spec.rollout.max_model_len
+        if num_tokens > limit:
+            raise UserError(
+                f"{key!r} needs {num_tokens} tokens with its completion, more than rollout.max_model_len={limit}; "
+                "raise it, or lower rollout.max_new_tokens or model.max_pixels"
+            )
+
+    def _refuse_busy(self, what: str) -> None:
+        if self._pending:
+            raise WeightSyncError(
+                f"{what} on {self._spec.name} while {len(self._pending)} requests are running; finish them first"
+            )
+
+
+def _load_tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _engine_args(spec: EngineSpec) -> EngineArgs:
+    rollout = spec.rollout
+    on_cpu = spec.device == Device.CPU
+    dtype = rollout.dtype if rollout.dtype != "auto" else ("float32" if on_cpu else "bfloat16")
+    # Scoring takes a whole completion as prompt and must sample one more token.
+    max_model_len = rollout.max_model_len + 1
+    arguments: dict[str, Any] = {
+        "model": spec.model_folder,
+        "dtype": dtype,
+        "enforce_eager": rollout.enforce_eager,
+        "max_model_len": max_model_len,
+        "max_num_seqs": rollout.max_num_seqs,
+        "tensor_parallel_size": rollout.tensor_parallel,
+        "limit_mm_per_prompt": {"image": 1, "video": 0},
+        "logits_processors": ["rollout.token_bans:TokenBans"],
+        "weight_transfer_config": WeightTransferConfig(backend=spec.weight_transfer.value),
+        "generation_config": "vllm",  # the checkpoint's own would bring penalties and further stop tokens
+        "disable_log_stats": True,
+        "seed": 0,  # every request brings its own
+    }
+    if on_cpu:
+        arguments |= {
+            "distributed_executor_backend": "uni",
+            "skip_mm_profiling": True,
+            "mm_processor_cache_gb": 0,  # prompts are kept ready here, with their pixels
+            # A prompt split over two steps makes vLLM rewind the request's generator, which torch cannot on a CPU
+            # ("CPU Generator does not use offset"). A budget that holds every sequence whole never splits one.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": rollout.max_num_seqs * max_model_len,
+        }
+    else:
+        arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+    return EngineArgs(**arguments)

@@ -1,0 +1,13 @@
+"""vLLM's entry point `vllm.general_plugins`: vLLM calls `register` in each of its processes."""
+
+from __future__ import annotations
+
+SHM_BACKEND = "shm"
+
+
+def register() -> None:
+    """Make the `shm` weight-transfer backend known. Safe to call again: vLLM calls plugins more than once a process."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if SHM_BACKEND not in WeightTransferEngineFactory._registry:  # it has no public question for this
+        WeightTransferEngineFactory.register_engine(SHM_BACKEND, "rollout.weight_receiver", "ShmWeightTransferEngine")
