@@ -29,7 +29,7 @@ from mrpo.types import FailureReason, JudgeFailure, Judgement, JudgeRequest, Ver
 
 TRUTH = Belief(modality="ct", organ="liver", side="left", half="upper", num_lesions=2, marker=False)
 ERROR = Belief(modality="ct", organ="liver", side="right", half="upper", num_lesions=2, marker=False)
-QUICK = {"backoff_s": 0.01, "backoff_max_s": 0.05}
+QUICK: dict[str, Any] = {"backoff_s": 0.01, "backoff_max_s": 0.05}
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,8 @@ def test_a_pool_starts_where_every_core_is_taken(image: str) -> None:
         def ready(self) -> bool:
             return True
 
-    holders = [ray.remote(Holder).options(num_cpus=1).remote() for _ in range(2)]
+    holder_class: Any = ray.remote(Holder)
+    holders = [holder_class.options(num_cpus=1).remote() for _ in range(2)]
     ray.get([holder.ready.remote() for holder in holders])
     try:
         with ScriptedServer(lambda *_: reply(GOOD)) as server:
