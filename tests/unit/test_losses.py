@@ -182,6 +182,16 @@ def test_on_policy_the_ratio_is_one_and_the_gradient_is_the_advantage() -> None:
     torch.testing.assert_close(gradient, -(inputs.advantages * mask) / mask.sum())
 
 
+def test_everything_but_the_log_probs_is_a_constant() -> None:
+    inputs = random_inputs()
+    config = LossConfig(beta=0.1)
+    attached = replace(inputs, old_logprobs=inputs.logprobs, ref_logprobs=inputs.logprobs - 0.3)
+    detached = replace(inputs, old_logprobs=inputs.logprobs.detach(), ref_logprobs=inputs.logprobs.detach() - 0.3)
+    (one,) = torch.autograd.grad(policy_loss(attached, config).loss, inputs.logprobs)
+    (other,) = torch.autograd.grad(policy_loss(detached, config).loss, inputs.logprobs)
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("filler", [0.0, math.nan, math.inf, -math.inf, 1e300])
 @pytest.mark.parametrize("aggregation", list(Aggregation))
 def test_masked_tokens_contribute_exactly_nothing(filler: float, aggregation: Aggregation) -> None:
