@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mrpo.errors import DataError
 from mrpo.families import Family
+from mrpo.images import read_image
 
 CACHE_BYTES = 1024**3  # pixel inputs kept; an image of 800,000 pixels takes 19 MB
 BATCH_IMAGES = 8  # images handed to the processor at one time; larger blocks of fresh memory cost more than they save
@@ -96,22 +95,3 @@ class ImageStore:
             PixelInputs(tensors={name: parts[i].clone() for name, parts in split.items()}, num_tokens=num_tokens[i])
             for i in range(len(paths))
         ]
-
-
-def read_image(path: str, *, max_pixels: int) -> Image.Image:
-    """An RGB image, scaled down to at most `max_pixels` with its aspect ratio kept.
-
-    Raises:
-        DataError: the file is missing or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-    except OSError as error:
-        raise DataError(f"cannot read image {path!r}: {error}; check the path and the file") from error
-    num_pixels = rgb.width * rgb.height
-    if num_pixels <= max_pixels:
-        return rgb
-    scale = (max_pixels / num_pixels) ** 0.5
-    size = (max(1, int(rgb.width * scale)), max(1, int(rgb.height * scale)))
-    return rgb.resize(size, Image.Resampling.BICUBIC)

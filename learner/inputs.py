@@ -73,6 +73,15 @@ class InputBuilder:
         """Whether the completion contains a token that stands for image input, which no answer may."""
         return not self._vision_token_ids.isdisjoint(sample.completion_token_ids)
 
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Read the images of `samples` and compare them with the prompts, so that `build` will not fail.
+
+        Raises:
+            DataError: an unreadable image, or a prompt whose number of image tokens is not that of the image.
+        """
+        for sample in samples:
+            self._check_image_tokens(sample, self._images.get([sample.image])[sample.image])
+
     def build(self, samples: Sequence[Sample]) -> MicroBatch:
         """Tensors of `samples`, in their order.
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from learner.agreement import together
 from learner.inputs import MicroBatch, Sample
 from learner.rank import Rank
+from learner.schedule import scheduled_lr
 from mrpo.batching import plan_micro_batches
-from mrpo.config import LearnerConfig
 from mrpo.errors import DataError, NonFiniteError
 from mrpo.losses import LossInputs, LossOutputs, global_denominator, policy_loss
 from mrpo.types import LearnStats, ScoreSample, TrainSample
@@ -56,7 +57,9 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
     ratio_max = torch.zeros(1)
     failure = ""
     num_micro_batches = 0
-    for part in _own_micro_batches(rank, kept):
+    parts = [[kept[index] for index in indices] for indices in plan_own(rank, kept)]
+    together(rank.world_size, lambda: [rank.inputs.check(part) for part in parts])
+    for part in parts:
         num_micro_batches += 1
         batch = rank.inputs.build(part or kept[:1]).to(rank.device)
         ref_logprobs = rank.reference.logprobs(batch) if rank.reference else None
@@ -78,9 +81,9 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
         ratio_max = torch.maximum(ratio_max, outputs.ratio_max.cpu())
     apply_update(rank, learning_rate, failure)
     rank.num_steps += 1
-    loss, num_tokens, kl, clipped, ratio, entropy_sum = _all_reduce(rank, sums, dist.ReduceOp.SUM).tolist()
+    loss, num_tokens, kl, clipped, ratio, entropy_sum = all_reduce(rank, sums, dist.ReduceOp.SUM).tolist()
     num_tokens = max(num_tokens, 1.0)
-    extra |= {"ratio_mean": ratio / num_tokens, "ratio_max": float(_all_reduce(rank, ratio_max, dist.ReduceOp.MAX))}
+    extra |= {"ratio_mean": ratio / num_tokens, "ratio_max": float(all_reduce(rank, ratio_max, dist.ReduceOp.MAX))}
     return LearnStats(
         loss=loss,
         kl=kl / num_tokens,
@@ -106,25 +109,15 @@ def score(rank: Rank, samples: Sequence[ScoreSample]) -> dict[int, list[float]]:
     if named:
         raise DataError(f"completions with a vision token cannot be scored: {_names(named)}; ban it in the sampler")
     scores: dict[int, list[float]] = {}
-    for indices in _plan(rank, samples):
+    plan = plan_own(rank, samples)
+    together(rank.world_size, lambda: rank.inputs.check([samples[index] for indices in plan for index in indices]))
+    for indices in plan:
         part = [samples[index] for index in indices]
         batch = rank.inputs.build(part or samples[:1]).to(rank.device)
         logprobs, _ = rank.engine(batch)
         for index, row in zip(indices, logprobs.cpu(), strict=False):
             scores[index] = row[: len(samples[index].completion_token_ids)].tolist()
     return scores
-
-
-def scheduled_lr(learner: LearnerConfig, *, num_steps: int, progress: float) -> float:
-    """Linear warm-up over the first steps, linear decay over the run.
-
-    Args:
-        num_steps: optimizer steps done so far.
-        progress: share of the run done, in [0, 1).
-    """
-    decay = 1.0 - progress * (1.0 - learner.lr_final_share)
-    warmup = min(1.0, (num_steps + 1) / learner.warmup_steps) if learner.warmup_steps else 1.0
-    return learner.lr * decay * warmup
 
 
 def apply_update(rank: Rank, learning_rate: float, failure: str) -> None:
@@ -177,7 +170,8 @@ def _sums(outputs: LossOutputs, entropy: Tensor) -> Tensor:
     return torch.stack([*(getattr(outputs, name).detach().float() for name in SUMMED), entropy.sum()])
 
 
-def _all_reduce(rank: Rank, values: Tensor, how: Any) -> Tensor:
+def all_reduce(rank: Rank, values: Tensor, how: Any) -> Tensor:
+    """`values` reduced over the ranks, on the CPU."""
     if rank.world_size == 1:
         return values
     moved = values.to(rank.device)
@@ -185,18 +179,13 @@ def _all_reduce(rank: Rank, values: Tensor, how: Any) -> Tensor:
     return moved.cpu()
 
 
-def _plan(rank: Rank, samples: Sequence[Sample]) -> list[list[int]]:
+def plan_own(rank: Rank, samples: Sequence[Sample]) -> list[list[int]]:
     """Sample indices of this rank's micro-batches; all ranks have equally many."""
     return plan_micro_batches(
         [len(sample.prompt_token_ids) + len(sample.completion_token_ids) for sample in samples],
         num_ranks=rank.world_size,
         tokens_per_micro_batch=rank.spec.learner.tokens_per_micro_batch,
     )[rank.rank]
-
-
-def _own_micro_batches(rank: Rank, samples: Sequence[TrainSample]) -> Iterator[list[TrainSample]]:
-    for indices in _plan(rank, samples):
-        yield [samples[index] for index in indices]
 
 
 def _require_finite(samples: Sequence[TrainSample]) -> None:

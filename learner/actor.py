@@ -1,0 +1,100 @@
+"""A learner rank as a Ray actor: a thin shell that makes the rank in its own process and passes calls on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from learner.spec import LearnerSpec, SftSample
+from mrpo.config import WeightTransfer
+from mrpo.types import LearnStats, ScoreSample, TrainSample
+
+
+class LearnerActor:
+    """One rank. Heavy imports wait for `start`, when the environment is the rank's own."""
+
+    def __init__(self, spec: LearnerSpec, rank: int) -> None:
+        self._spec = spec
+        self._rank_number = rank
+        self._rank: Any = None
+        self._sender: Any = None
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and free port of this rank's host, where the group may meet."""
+        import ray
+
+        from learner.distributed import free_port
+
+        return ray.util.get_node_ip_address(), free_port()
+
+    def start(self, address: str, port: int) -> None:
+        """Join the group and build the rank; returns when all ranks have."""
+        from transformers.utils import logging as transformers_logging
+
+        from learner.distributed import join_group
+        from learner.rank import build_rank
+
+        transformers_logging.disable_progress_bar()
+        world_size = self._spec.learner.num_ranks
+        device = join_group(
+            rank=self._rank_number, world_size=world_size, address=address, port=port, device=self._spec.device
+        )
+        self._rank = build_rank(self._spec, rank=self._rank_number, world_size=world_size, device=device)
+
+    def connect(self, engines: Sequence[Any], kind: WeightTransfer, ranks_per_engine: int) -> None:
+        """Meet the engines that will receive weights."""
+        from learner.weight_sync import RayWeightSyncClient, make_sender
+
+        self._sender = make_sender(
+            kind,
+            RayWeightSyncClient(engines, ranks_per_engine=ranks_per_engine),
+            self._rank.source,
+            bucket_mib=self._spec.learner.bucket_mib,
+            is_sender=self._rank_number == 0,
+        )
+        self._sender.connect()
+
+    def step(self, samples: Sequence[TrainSample], progress: float) -> LearnStats:
+        """See `learner.step.train_step`."""
+        from learner.step import train_step
+
+        return train_step(self._rank, samples, progress=progress)
+
+    def score(self, samples: Sequence[ScoreSample]) -> dict[int, list[float]]:
+        """See `learner.step.score`."""
+        from learner.step import score
+
+        return score(self._rank, samples)
+
+    def sft(self, examples: Sequence[SftSample], num_steps: int, batch_size: int, lr: float, seed: int) -> Any:
+        """See `learner.sft.sft`."""
+        from learner.sft import sft
+
+        return sft(self._rank, examples, num_steps=num_steps, batch_size=batch_size, lr=lr, seed=seed)
+
+    def publish(self) -> Any:
+        """Send the weights; see `learner.weight_sync`."""
+        assert self._sender is not None, "connect() comes before publish()"
+        return self._sender.send()
+
+    def save(self, folder: str) -> None:
+        """See `learner.checkpoint.save`."""
+        from learner.checkpoint import save
+
+        save(self._rank, Path(folder))
+
+    def load(self, folder: str) -> None:
+        """See `learner.checkpoint.load`."""
+        from learner.checkpoint import load
+
+        load(self._rank, Path(folder))
+
+    def close(self) -> None:
+        """Give back shared memory and leave the group."""
+        from torch import distributed as dist
+
+        if self._sender is not None:
+            self._sender.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()

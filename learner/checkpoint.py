@@ -1,0 +1,195 @@
+"""The learner's state on disk: safetensors and JSON by parameter name, so that any number of ranks and any ZeRO stage
+can resume from it, and nothing in it is ever unpickled.
+
+    learner/state.json                    counters, file hashes
+    learner/{weights,exp_avg,exp_avg_sq,reference}-*.safetensors       full float32 tensors
+    learner/rng.safetensors               generator states of rank 0
+    hf/                                   a Hugging Face folder that transformers and vLLM load
+
+Every rank calls `save` and `load`, because reading a full tensor is a collective; rank 0 alone touches the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from learner.hf_folder import save_hf_folder
+from learner.optimizer import MOMENTS, full_shape
+from learner.rank import Rank
+from learner.tensor_files import check_hashes, file_hash, read_tensors, write_tensors
+from learner.weight_source import gathered
+from mrpo.atomic import fsync
+from mrpo.errors import DataError
+
+FORMAT_VERSION = 1
+STATE_FOLDER = "learner"
+HF_FOLDER = "hf"
+STATE_FILE = "state.json"
+RNG_FILE = "rng.safetensors"
+
+
+def save(rank: Rank, folder: Path) -> None:
+    """Write everything needed to resume, and `hf/`, into an existing folder, on disk when it returns."""
+    state_folder = folder / STATE_FOLDER
+    parts: dict[str, Iterable[tuple[str, Tensor]]] = {"weights": _weights(rank)}
+    parts |= {name: _moments(rank, name) for name in MOMENTS}
+    if rank.reference is not None:
+        parts["reference"] = _plain_weights(rank.reference.model)
+    if rank.rank == 0:
+        state_folder.mkdir()
+        files = {stem: write_tensors(state_folder, stem, tensors) for stem, tensors in parts.items()}
+        rng = state_folder / RNG_FILE
+        save_file(_rng_states(rank.device), rng)
+        fsync(rng)
+        files["rng"] = {RNG_FILE: file_hash(rng)}
+        _write_state(state_folder / STATE_FILE, {
+            "format_version": FORMAT_VERSION,
+            "num_steps": rank.num_steps,
+            "num_adam_steps": rank.optimizer.num_steps,
+            "files": files,
+        })  # fmt: skip
+    else:
+        for tensors in parts.values():
+            for _ in tensors:
+                pass
+    save_hf_folder(rank, folder / HF_FOLDER)
+    if rank.world_size > 1:
+        dist.barrier()
+
+
+def load(rank: Rank, folder: Path) -> None:
+    """Restore what `save` wrote; the number of ranks and the ZeRO stage may differ from those that saved.
+
+    Raises:
+        DataError: no checkpoint there, a damaged file, or one of another model.
+    """
+    state_folder = folder / STATE_FOLDER
+    state = _read_state(state_folder / STATE_FILE)
+    for hashes in state["files"].values():
+        check_hashes(state_folder, hashes)
+    trained = dict(rank.model.named_parameters())
+    files = {stem: list(hashes) for stem, hashes in state["files"].items()}
+    for name, value in _matching(state_folder, files["weights"], trained):
+        parameter = trained[name]
+        if parameter.requires_grad:
+            rank.optimizer.set_master(parameter, value)
+        _set_weight(parameter, value)
+    for moment in MOMENTS:
+        wanted = {name: parameter for name, parameter in trained.items() if parameter.requires_grad}
+        for name, value in _matching(state_folder, files[moment], wanted):
+            rank.optimizer.set_moment(wanted[name], moment, value)
+    rank.optimizer.set_num_steps(state["num_adam_steps"])
+    rank.optimizer.sync_model()
+    if rank.reference is not None:
+        frozen = dict(rank.reference.model.named_parameters())
+        if "reference" not in files:
+            raise DataError(
+                f"checkpoint {folder} holds no reference model, but algorithm.loss.beta={rank.spec.loss.beta}; "
+                "resume with beta=0, as it was trained"
+            )
+        for name, value in _matching(state_folder, files["reference"], frozen):
+            _set_weight(frozen[name], value)
+    _set_rng_states(load_file(state_folder / RNG_FILE), rank.device)
+    rank.num_steps = state["num_steps"]
+    if rank.world_size > 1:
+        dist.barrier()
+
+
+def _weights(rank: Rank) -> Iterator[tuple[str, Tensor]]:
+    """Master weights of trained parameters, plain weights of frozen ones."""
+    for name, parameter in rank.model.named_parameters():
+        if parameter.requires_grad:
+            yield name, rank.optimizer.master(parameter)
+        else:
+            yield from _plain_weight(name, parameter)
+
+
+def _moments(rank: Rank, moment: str) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in rank.model.named_parameters():
+        if parameter.requires_grad:
+            yield name, rank.optimizer.moment(parameter, moment)
+
+
+def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield from _plain_weight(name, parameter)
+
+
+def _plain_weight(name: str, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    with gathered(parameter):
+        tensor = parameter.detach().clone()
+    yield name, tensor
+
+
+def _set_weight(parameter: nn.Parameter, value: Tensor) -> None:
+    """Every rank passes the same value; at ZeRO-3 it is partitioned again."""
+    with gathered(parameter, writer=0):
+        parameter.data.copy_(value)
+
+
+def _matching(folder: Path, files: list[str], wanted: dict[str, nn.Parameter]) -> Iterator[tuple[str, Tensor]]:
+    """The stored tensors, which must be those of this model."""
+    seen: set[str] = set()
+    for name, value in read_tensors(folder, files):
+        if name not in wanted or full_shape(wanted[name]) != tuple(value.shape):
+            expected = full_shape(wanted[name]) if name in wanted else "no such parameter"
+            raise DataError(
+                f"checkpoint {folder} does not fit the model: {name} has shape {tuple(value.shape)}, expected "
+                f"{expected}; resume with the model it was trained from"
+            )
+        seen.add(name)
+        yield name, value
+    missing = sorted(wanted.keys() - seen)
+    if missing:
+        raise DataError(f"checkpoint {folder} lacks {len(missing)} parameters of the model, e.g. {missing[0]}")
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    path.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    fsync(path)
+    fsync(path.parent)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(f"no learner checkpoint in {path.parent.parent}: {path} is missing")
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"checkpoint file {path} is not JSON ({error}); resume from an earlier checkpoint") from error
+    if state["format_version"] != FORMAT_VERSION:
+        raise DataError(f"{path} has format version {state['format_version']}, this program reads {FORMAT_VERSION}")
+    return state
+
+
+def _rng_states(device: torch.device) -> dict[str, Tensor]:
+    """States of Python's, NumPy's and torch's generators as tensors."""
+    _, python_words, _ = random.getstate()
+    _, numpy_words, numpy_position, _, _ = np.random.get_state()
+    states = {
+        "python": torch.tensor(python_words, dtype=torch.int64),
+        "numpy": torch.from_numpy(np.append(numpy_words.astype(np.int64), numpy_position)),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
+    random.setstate((3, tuple(states["python"].tolist()), None))
+    *words, position = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, 0, 0.0))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,168 @@
+"""The learner the controller talks to: a group of ranks in Ray actors, with placement and rendezvous hidden."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learner.actor import LearnerActor
+from learner.distributed import environment
+from learner.spec import LearnerSpec, SftSample
+from mrpo.config import Device, WeightTransfer
+from mrpo.errors import MRPOError, ResourceError
+from mrpo.types import LearnStats, ScoreSample, TrainSample
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 20.0
+
+
+class DeepSpeedLearner:
+    """`mrpo.protocols.Learner` over DeepSpeed ranks: `start`, `connect`, then the rest, and `close` at the end."""
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        self._spec = spec
+        self._placement: PlacementGroup | None = None
+        self._ranks: list[Any] = []
+
+    async def start(self) -> None:
+        """Place the group as a whole, start its ranks and load the model.
+
+        Raises:
+            ResourceError: the cluster has no room for the group, or it did not start in time.
+            ConfigError: the model or a setting is not supported.
+        """
+        num_ranks, timeout_s = self._spec.learner.num_ranks, self._spec.learner.start_timeout_s
+        resources = {"CPU": 1.0} if self._spec.device == Device.CPU else {"CPU": 1.0, "GPU": 1.0}
+        self._placement = placement_group([resources] * num_ranks, strategy="PACK")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._placement.ready()
+                self._ranks = [self._actor(rank, resources) for rank in range(num_ranks)]
+                address, port = await self._ranks[0].rendezvous.remote()
+                await self._all("start", address, port)
+        except TimeoutError:
+            placed = bool(self._ranks)
+            await self.close()
+            raise ResourceError(
+                f"the learner did not start within learner.start_timeout_s={timeout_s:.0f} s: "
+                + (
+                    "loading the model takes longer; raise it"
+                    if placed
+                    else f"{num_ranks} × {resources} are not free on the cluster ({ray.available_resources()}); "
+                    "add nodes or lower learner.num_ranks"
+                )
+            ) from None
+        except BaseException:
+            await self.close()
+            raise
+
+    def _actor(self, rank: int, resources: Mapping[str, float]) -> Any:
+        assert self._placement is not None
+        return (
+            ray.remote(LearnerActor)
+            .options(
+                name=None,
+                num_cpus=resources["CPU"],
+                num_gpus=resources.get("GPU", 0.0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, rank),
+                runtime_env={"env_vars": environment(self._spec.device, self._spec.learner.num_threads)},
+            )
+            .remote(self._spec, rank)
+        )
+
+    async def connect(self, engines: Sequence[Any], *, transfer: WeightTransfer, ranks_per_engine: int = 1) -> None:
+        """Meet the engines that will receive weights.
+
+        Args:
+            engines: Ray actor handles with vLLM's four weight-transfer methods, each taking a plain dict.
+            transfer: how weights travel.
+            ranks_per_engine: processes of one engine (tensor parallel).
+        """
+        await self._all("connect", list(engines), transfer, ranks_per_engine)
+
+    async def step(self, samples: Sequence[TrainSample], *, progress: float) -> LearnStats:
+        """One optimizer step; see `learner.step.train_step`."""
+        stats: LearnStats = (await self._all("step", _shared(samples), progress))[0]
+        return stats
+
+    async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        """Log-probs of the given completion tokens under the current weights, per sample [T] nats."""
+        if not samples:
+            return []
+        merged: dict[int, list[float]] = {}
+        for part in await self._all("score", _shared(samples)):
+            merged |= part
+        return [merged[index] for index in range(len(samples))]
+
+    async def sft(
+        self, examples: Sequence[SftSample], *, num_steps: int, batch_size: int, lr: float, seed: int
+    ) -> list[float]:
+        """Supervised warm start; returns the loss of every step. See `learner.sft.sft`."""
+        losses: list[float] = (await self._all("sft", _shared(examples), num_steps, batch_size, lr, seed))[0].losses
+        return losses
+
+    async def publish(self) -> Mapping[str, float]:
+        """Send the current weights to all engines.
+
+        Raises:
+            WeightSyncError: an engine refused them.
+        """
+        stats = (await self._all("publish"))[0]
+        return {"bytes": float(stats.num_bytes), "buckets": float(stats.num_buckets), "seconds": stats.seconds}
+
+    async def save(self, folder: str) -> None:
+        """Write everything needed to resume, and `hf/`, into an existing folder on rank 0's host."""
+        await self._all("save", folder)
+
+    async def load(self, folder: str) -> None:
+        """Restore what `save` wrote; every rank reads the folder."""
+        await self._all("load", folder)
+
+    async def close(self) -> None:
+        """Stop the ranks and free their place; safe to call at any time."""
+        leaving = [rank.close.remote() for rank in self._ranks]
+        if leaving:
+            # A rank that is stuck or dead must not keep the others: what is left is killed.
+            await asyncio.wait([asyncio.ensure_future(_settled(call)) for call in leaving], timeout=CLOSE_TIMEOUT_S)
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """Call every rank and wait for all; an error of our own leaves the actor boundary as itself.
+
+        Raises:
+            MRPOError: what a rank raised, or that a rank died.
+        """
+        assert self._ranks, "start() comes first"
+        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        try:
+            return list(await asyncio.gather(*calls))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, MRPOError):
+                raise error.cause from error
+            raise
+        except ray.exceptions.RayActorError as error:
+            raise MRPOError(f"a learner rank died during {method}: {error}") from error
+
+
+async def _settled(call: Any) -> None:
+    try:
+        await call
+    except ray.exceptions.RayError as error:
+        log.warning("a learner rank did not close cleanly: %s", error)
+
+
+def _shared(values: Sequence[Any]) -> Any:
+    """One copy in the object store for all ranks."""
+    return ray.put(list(values))

@@ -1,0 +1,65 @@
+"""The current weights as a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from learner.rank import Rank
+from learner.weight_source import WeightMeta
+from mrpo.atomic import fsync
+
+FILE_BYTES = 4 * 1024**3  # weights of one file, as readers like it
+
+
+def save_hf_folder(rank: Rank, folder: Path) -> None:
+    """Write configuration, weights, tokenizer and processor; every rank calls it, rank 0 writes.
+
+    transformers' own `save_pretrained` cannot gather partitioned weights piece by piece; names and layout are its.
+    """
+    files = _plan(rank.source.metadata())
+    weights = iter(rank.source)
+    if rank.rank != 0:
+        for _ in weights:
+            pass
+        return
+    folder.mkdir()
+    rank.model.config.save_pretrained(folder)
+    rank.model.generation_config.save_pretrained(folder)
+    rank.processor.save_pretrained(folder)
+    for file_name, metas in files.items():
+        save_file(dict(_take(weights, len(metas))), folder / file_name, metadata={"format": "pt"})
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_size": sum(meta.num_bytes for metas in files.values() for meta in metas)},
+            "weight_map": {meta.name: file_name for file_name, metas in files.items() for meta in metas},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        fsync(path)
+    fsync(folder)
+
+
+def _take(weights: Iterator[tuple[str, Tensor]], count: int) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in islice(weights, count):
+        yield name, tensor.cpu().contiguous()
+
+
+def _plan(metadata: list[WeightMeta]) -> dict[str, list[WeightMeta]]:
+    """File name → its tensors, in order."""
+    parts: list[list[WeightMeta]] = [[]]
+    used = 0
+    for meta in metadata:
+        if parts[-1] and used + meta.num_bytes > FILE_BYTES:
+            parts.append([])
+            used = 0
+        parts[-1].append(meta)
+        used += meta.num_bytes
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts)}
