@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -62,11 +63,12 @@ def reasons(judgements: list[Judgement]) -> list[FailureReason | None]:
 
 def worker_processes() -> list[psutil.Process]:
     """Judge actors of this test's own Ray."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if any("ray::JudgeWorker" in part for part in process.cmdline())
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended since it was listed
+            if any("ray::JudgeWorker" in part for part in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_rulings_come_back_under_their_own_keys(image: str) -> None:
