@@ -31,6 +31,10 @@ class ParityError(MRPOError):
     """Learner and engine disagree on the log-probs of the same tokens by more than the configured bound."""
 
 
+class EngineError(MRPOError):
+    """A rollout engine did not start, died, or stopped answering. The message names it and its log."""
+
+
 class WeightSyncError(MRPOError):
     """A weight bucket arrived damaged, or an engine did not answer like the learner after an update."""
 
