@@ -139,13 +139,18 @@ class WandbMode(StrEnum):
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
 class WarmStartConfig:
-    """Supervised start of the phantom policy on deliberately faulty traces; only with `model.path=null`."""
+    """Supervised start of the phantom policy; only with `model.path=null`.
 
-    num_steps: NonNegativeInt = 220
+    True demonstrations teach it to see and speak; faulty ones then teach it the habit that reinforcement has to break.
+    """
+
+    num_scans: PositiveInt = 3072  # scans to draw demonstrations of
     batch_size: PositiveInt = 32
-    lr: Positive = 2e-3
-    num_scans: PositiveInt = 4096  # distinct training scans to draw demonstrations of
-    error_rate: Share = 0.5  # chance that a step of a demonstration states the prior instead of the truth
+    true_steps: NonNegativeInt = 160  # steps on true demonstrations
+    true_lr: Positive = 2e-3
+    faulty_steps: NonNegativeInt = 60  # steps on faulty demonstrations
+    faulty_lr: Positive = 1e-3
+    error_rate: Share = 0.5  # chance that an attribute of a faulty demonstration is the prior's instead of the truth's
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -384,7 +389,7 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return value.value if isinstance(value, StrEnum) else value
+    return str(value) if isinstance(value, StrEnum) else value
 
 
 def build_config(tree: Mapping[str, Any]) -> Config:

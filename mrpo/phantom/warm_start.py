@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mrpo.cache import cached_folder
-from mrpo.config import Config, ModelConfig, plain
+from mrpo.config import Config, plain
 from mrpo.data.phantom import world_fingerprint
 from mrpo.families import family_of
 from mrpo.phantom import demonstrations, toy_models
@@ -61,35 +61,28 @@ def prepare_toy_policy(config: Config, warm_examples: Sequence[Example]) -> ToyP
 def tokenizer_corpus(examples: Sequence[Example], think_tag: str) -> list[str]:
     """What the toy's tokenizer is trained on: questions and true completions."""
     texts = [example.question for example in examples]
-    return texts + [_completion(example, think_tag, None) for example in examples]
+    rng = np.random.default_rng(0)
+    return texts + [_completion(example, think_tag, rng, error_rate=0.0) for example in examples]
 
 
-def warm_start_samples(examples: Sequence[Example], model: ModelConfig, *, think_tag: str, seed: int) -> list[SftSample]:
-    """Faulty demonstrations, in training order: `num_steps` batches of `batch_size`.
-
-    Every demonstration draws its errors anew, so that a scan that comes up twice is described differently.
-    """
-    warm, rng = model.warm_start, np.random.default_rng([seed, 3])
-    order: list[int] = []
-    while len(order) < warm.num_steps * warm.batch_size:
-        order += rng.permutation(len(examples)).tolist()
+def demonstrations_of(
+    examples: Sequence[Example], *, think_tag: str, error_rate: float, seed: int
+) -> list[SftSample]:
+    """One demonstration for every scan, its attributes in error with chance `error_rate` each; 0 gives true ones."""
+    rng = np.random.default_rng([seed, 3])
     return [
         SftSample(
-            image=examples[index].image,
-            question=examples[index].question,
-            target=_completion(examples[index], think_tag, rng, error_rate=warm.error_rate),
+            image=example.image,
+            question=example.question,
+            target=_completion(example, think_tag, rng, error_rate=error_rate),
         )
-        for index in order[: warm.num_steps * warm.batch_size]
+        for example in examples
     ]
 
 
-def _completion(
-    example: Example, think_tag: str, rng: np.random.Generator | None, *, error_rate: float = 0.0
-) -> str:
-    assert example.rationale is not None
-    belief = read_rationale(example.rationale)
-    if rng is not None:
-        belief = demonstrations.mislead(belief, rng, error_rate=error_rate)
+def _completion(example: Example, think_tag: str, rng: np.random.Generator, *, error_rate: float) -> str:
+    assert example.rationale is not None, f"{example.id} is no phantom"
+    belief = demonstrations.mislead(read_rationale(example.rationale), rng, error_rate=error_rate)
     return write_completion(QuestionKind(example.question), belief, think_tag)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 84  # pixels; nine 28-pixel image tokens for a Qwen-style vision tower
+GLOW_RADIUS = 17  # pixels
+GLOW_PER_LESION = 0.2  # opacity of the diffuse uptake around the lesions
 _SCALE = 2  # drawn larger and scaled down, for smooth edges
 
 
@@ -162,17 +164,19 @@ def _draw_organ(pen: ImageDraw.ImageDraw, organ: Organ, look: _Look, shift: np.n
 
 
 def _draw_lesions(pen: ImageDraw.ImageDraw, scene: Scene, rng: np.random.Generator) -> None:
-    """Discs in different cells of the quadrant's 2 × 2 grid, so that they never touch."""
-    columns = (12, 25) if scene.side == Side.LEFT else (59, 72)
-    rows = (15, 27) if scene.half == Half.UPPER else (57, 69)
+    """Discs in different cells of the quadrant's 2 × 2 grid, so that they never touch, in a glow that grows with them."""
+    columns = (12, 26) if scene.side == Side.LEFT else (58, 72)
+    rows = (14, 28) if scene.half == Half.UPPER else (56, 70)
+    _disc(pen, sum(columns) / 2, sum(rows) / 2, GLOW_RADIUS, opacity=GLOW_PER_LESION * scene.num_lesions)
     for cell in rng.permutation(4)[: scene.num_lesions]:
         cx = columns[int(cell) % 2] + rng.uniform(-1.0, 1.0)
         cy = rows[int(cell) // 2] + rng.uniform(-1.0, 1.0)
-        radius = rng.uniform(4.0, 5.0)
-        pen.ellipse(
-            [(cx - radius) * _SCALE, (cy - radius) * _SCALE, (cx + radius) * _SCALE, (cy + radius) * _SCALE],
-            fill=255,
-        )
+        _disc(pen, cx, cy, rng.uniform(4.5, 5.5), opacity=1.0)
+
+
+def _disc(pen: ImageDraw.ImageDraw, cx: float, cy: float, radius: float, *, opacity: float) -> None:
+    box = [(cx - radius) * _SCALE, (cy - radius) * _SCALE, (cx + radius) * _SCALE, (cy + radius) * _SCALE]
+    pen.ellipse(box, fill=round(255 * opacity))
 
 
 def _draw_marker(pen: ImageDraw.ImageDraw, look: _Look) -> None:

@@ -1,0 +1,198 @@
+"""The running parts of a job — Ray, judge, engines, learner — started side by side and ended in order.
+
+A composition root: it knows the concrete classes, and imports each where it is first needed, because together they
+take longer to import than a typo takes to report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from mrpo.cache import cached_folder
+from mrpo.config import Config, Device, JudgeConfig, JudgeKind
+from mrpo.console import Console
+from mrpo.data.load import Dataset
+from mrpo.families import family_of
+from mrpo.phantom.warm_start import ToyPolicy, demonstrations_of, prepare_toy_policy
+from mrpo.preflight import check_gpus
+
+if TYPE_CHECKING:
+    from judge.pool import RayJudgePool
+    from learner.group import DeepSpeedLearner
+    from rollout.pool import VllmRolloutPool
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 256 * 2**20  # completions and advantages are small; weights travel outside Ray
+STRAY_GRACE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a controller drives."""
+
+    rollout: VllmRolloutPool
+    judge: RayJudgePool | None
+    learner: DeepSpeedLearner
+
+
+@asynccontextmanager
+async def running_parts(
+    config: Config, dataset: Dataset, console: Console, *, log_dir: Path, after_ray: Callable[[], None]
+) -> AsyncIterator[Parts]:
+    """Start everything a training run needs, warm start included; end it all on leaving.
+
+    Args:
+        config: of the run.
+        dataset: its `warm` scans make the demonstrations of a toy's warm start.
+        console: told what starts.
+        log_dir: existing folder for the engines' and ranks' output.
+        after_ray: called once Ray is up (it replaces signal handlers).
+
+    Raises:
+        ResourceError: the cluster has too few GPUs.
+        UserError: what a part has to say about its configuration.
+    """
+    async with AsyncExitStack() as stack:
+        stack.callback(end_stray_processes)
+        with console.stage("Ray"):
+            _start_ray(config, log_dir)
+            stack.callback(_stop_ray)
+            after_ray()
+        toy = prepare_toy_policy(config, dataset.warm) if config.model.path is None else None
+        folder = str(toy.folder) if toy else str(config.model.path)
+        model_type = config.model.toy_family.value if toy else _model_type(folder)
+        async with asyncio.TaskGroup() as group:
+            judge = group.create_task(_start_judge(config, console, stack))
+            rollout = group.create_task(_start_rollout(config, folder, model_type, console, stack, log_dir))
+            learner = group.create_task(_start_learner(config, folder, toy, dataset, console, stack))
+        parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result())
+        await parts.learner.connect(
+            parts.rollout.handles,
+            transfer=config.cluster.weight_transfer,
+            ranks_per_engine=config.rollout.tensor_parallel,
+        )
+        yield parts
+
+
+def _model_type(folder: str) -> str:
+    from transformers import AutoConfig
+
+    return family_of(str(AutoConfig.from_pretrained(folder).model_type)).model_type
+
+
+def _start_ray(config: Config, log_dir: Path) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if config.cluster.address is None:
+        ray.init(
+            num_cpus=config.cluster.num_cpus,
+            include_dashboard=config.cluster.dashboard,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    check_gpus(config, int(ray.cluster_resources().get("GPU", 0)))
+
+
+def _stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+async def _start_judge(config: Config, console: Console, stack: AsyncExitStack) -> RayJudgePool | None:
+    if config.judge.kind == JudgeKind.NONE:
+        console.note("no judge: rewards are answer-only, no step is ruled on")
+        return None
+    from judge.pool import RayJudgePool
+
+    with console.stage(f"judge ({config.judge.kind})"):
+        endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
+        pool = RayJudgePool(endpoint)
+        stack.callback(pool.close)
+        await pool.start()
+    return pool
+
+
+def _judge_endpoint(config: Config, stack: AsyncExitStack) -> JudgeConfig:
+    """The judge's address; the oracle's server is started for it."""
+    if config.judge.kind != JudgeKind.ORACLE:
+        return config.judge
+    from judge.oracle import OracleServer
+
+    server = OracleServer(config.judge.oracle, seed=config.seed)
+    stack.callback(server.close)
+    return server.start().endpoint(config.judge)
+
+
+async def _start_rollout(
+    config: Config, folder: str, model_type: str, console: Console, stack: AsyncExitStack, log_dir: Path
+) -> VllmRolloutPool:
+    from rollout.pool import VllmRolloutPool
+    from rollout.spec import engine_specs
+
+    with console.stage(f"{config.rollout.num_engines} vLLM engine(s)"):
+        pool = await VllmRolloutPool.start(engine_specs(config, folder, model_type, log_dir=str(log_dir)))
+        stack.push_async_callback(pool.close)
+    return pool
+
+
+async def _start_learner(
+    config: Config,
+    folder: str,
+    toy: ToyPolicy | None,
+    dataset: Dataset,
+    console: Console,
+    stack: AsyncExitStack,
+) -> DeepSpeedLearner:
+    from learner.group import DeepSpeedLearner
+    from learner.spec import spec_of
+
+    with console.stage(f"learner ({config.learner.num_ranks} rank(s), ZeRO-{config.learner.zero_stage})"):
+        learner = DeepSpeedLearner(spec_of(config, folder))
+        stack.push_async_callback(learner.close)
+        await learner.start()
+    if toy is not None and not toy.is_warm:
+        with console.stage("warm start (once for this seed, then cached)"):
+            await _warm_start(config, learner, toy, dataset)
+    return learner
+
+
+async def _warm_start(config: Config, learner: DeepSpeedLearner, toy: ToyPolicy, dataset: Dataset) -> None:
+    warm = config.model.warm_start
+    think_tag = family_of(config.model.toy_family.value).think_tag
+    for error_rate, num_steps, lr in (
+        (0.0, warm.true_steps, warm.true_lr),
+        (warm.error_rate, warm.faulty_steps, warm.faulty_lr),
+    ):
+        if num_steps:
+            samples = demonstrations_of(dataset.warm, think_tag=think_tag, error_rate=error_rate, seed=config.seed)
+            await learner.sft(samples, num_steps=num_steps, batch_size=warm.batch_size, lr=lr, seed=config.seed)
+    with tempfile.TemporaryDirectory(prefix=".warm-", dir=toy.warm_folder.parent) as folder:
+        await learner.save(folder)
+        cached_folder(toy.warm_folder, lambda target: os.rename(Path(folder) / "hf", target))
+
+
+def end_stray_processes() -> None:
+    """End what this process started and did not end, as a last resort; says so, because nothing should be left."""
+    strays = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
+    for child in strays:
+        logger.warning("ending stray process %d (%s)", child.pid, child.name())
+        child.terminate()
+    _, alive = psutil.wait_procs(strays, timeout=STRAY_GRACE_S)
+    for child in alive:
+        child.kill()

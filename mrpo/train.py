@@ -1,0 +1,211 @@
+"""`python -m mrpo.train [overrides]`: one training run, from command line to report.
+
+Exit codes: 0 done, 1 a fault, 2 something the user can mend (one line says what), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.text import Text
+
+from mrpo.compose import compose_config, resume_config
+from mrpo.config import Config, plain
+from mrpo.console import Console
+from mrpo.controller import Controller, StopRequested
+from mrpo.data.load import Dataset, load_dataset
+from mrpo.errors import ConfigError, MRPOError, UserError
+from mrpo.eval.summary import EvalSummary, summarize
+from mrpo.parts import Parts, running_parts
+from mrpo.preflight import check_memory
+from mrpo.report.render import write_report
+from mrpo.rewards import build_answer_reward
+from mrpo.rows import read_rows
+from mrpo.run_folder import RunFolder, check_writable, find_resumable
+from mrpo.run_reading import RunStatus
+from mrpo.tracking import Tracker, make_tracker
+
+logger = logging.getLogger(__name__)
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one training; returns the exit code."""
+    started = time.time()
+    try:
+        config = configure(arguments)
+        check_writable(config.runs_dir)
+        check_memory(config)
+        _check_judge(config)
+        dataset = load_dataset(config)
+        with Console(config.num_steps) as console:
+            _route_logs(console)
+            for row in dataset.bad_rows:
+                console.note(f"dropped: {row}")
+            return asyncio.run(_Run(config, dataset, console, started).execute())
+    except UserError as error:
+        message = Text.assemble(("error: ", "bold red"), str(error))
+        RichConsole(stderr=True, highlight=False).print(message, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def configure(arguments: Sequence[str]) -> Config:
+    """The configuration the command line asks for; that of the named run when it resumes one.
+
+    Raises:
+        ConfigError: see `mrpo.compose`; also where there is nothing to resume.
+    """
+    config = compose_config(arguments)
+    if config.resume is None:
+        return config
+    run: Path | None = Path(config.resume).expanduser()
+    if config.resume == "auto":
+        run = find_resumable(config.runs_dir, config.experiment)
+        if run is None:
+            raise ConfigError(
+                f"resume=auto: no unfinished run with a checkpoint under {config.runs_dir}/{config.experiment}; "
+                "start one without resume"
+            )
+    assert run is not None
+    return resume_config(run, [item for item in arguments if not item.startswith("experiment=")])
+
+
+def _check_judge(config: Config) -> None:
+    from judge.check import check_judge
+
+    check_judge(config.judge)
+
+
+def _route_logs(console: Console) -> None:
+    """Warnings of every library and our own notes go above the live display; chatter stays out."""
+    logging.basicConfig(level=logging.WARNING, handlers=[console.log_handler()], format="%(message)s", force=True)
+    logging.captureWarnings(True)
+
+
+class _Run:
+    """One run from start to report, with its signals."""
+
+    def __init__(self, config: Config, dataset: Dataset, console: Console, started: float) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.console = console
+        self.started = started
+        self.stop = asyncio.Event()
+        self.training = False
+
+    async def execute(self) -> int:
+        """Train in a new or resumed run folder; the report is written however training ends."""
+        config = self.config
+        with self._open_folder() as run:
+            tree = plain(config)
+            tracker = make_tracker(config.wandb, folder=run.path, experiment=config.experiment, config_tree=tree)
+            self.console.note(f"run folder: {run.path}")
+            code = 1
+            try:
+                code = await self._train(run, tracker)
+            except MRPOError as error:
+                run.set_status(RunStatus.INTERRUPTED, str(error))
+                raise
+            finally:
+                tracker.finish(failed=code == 1)
+                self._report(run)
+            return code
+
+    def _open_folder(self) -> RunFolder:
+        if self.config.resume is None:
+            return RunFolder.create(self.config.runs_dir, self.config.experiment, plain(self.config))
+        return RunFolder.open(self.config.resume)
+
+    async def _train(self, run: RunFolder, tracker: Tracker) -> int:
+        self._catch_signals()
+        log_dir = run.path / "logs"
+        log_dir.mkdir(exist_ok=True)
+        try:
+            async with running_parts(
+                self.config, self.dataset, self.console, log_dir=log_dir, after_ray=self._catch_signals
+            ) as parts:
+                controller = await self._controller(run, tracker, parts)
+                self.training = True
+                await controller.run()
+        except StopRequested as stopped:
+            run.set_status(RunStatus.INTERRUPTED, str(stopped))
+            self.console.note(f'{stopped}; go on with: make train ARGS="resume={run.path}"')
+            return INTERRUPTED
+        except asyncio.CancelledError:
+            if not self.stop.is_set():
+                raise
+            run.set_status(RunStatus.INTERRUPTED, "stopped by the user")
+            return INTERRUPTED
+        run.set_status(RunStatus.FINISHED)
+        return 0
+
+    async def _controller(self, run: RunFolder, tracker: Tracker, parts: Parts) -> Controller:
+        config, step = self.config, 0
+        checkpoint = run.latest_checkpoint() if config.resume is not None else None
+        if config.resume is not None:
+            step = checkpoint.step if checkpoint else 0
+            run.rewind(step)
+            self.console.note(f"resuming at step {step}")
+        if checkpoint is not None:
+            await parts.learner.load(str(checkpoint.path))
+        return Controller(
+            config=config,
+            train=self.dataset.train,
+            test=self.dataset.test,
+            rollout=parts.rollout,
+            judge=parts.judge,
+            learner=parts.learner,
+            answer_reward=build_answer_reward(config.reward),
+            recorder=run,
+            watchers=[self.console, tracker],
+            stop=self.stop,
+            step=step,
+        )
+
+    def _catch_signals(self) -> None:
+        """The first signal ends the run in order, a second one at once."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def on_signal() -> None:
+            if self.training and not self.stop.is_set():
+                self.console.note("stopping: the step in hand is given up, a checkpoint is saved …")
+            else:
+                task.cancel()
+            self.stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+
+    def _report(self, run: RunFolder) -> None:
+        evaluations: dict[str, EvalSummary] = {}
+        for name in ("before", "after"):
+            file = run.path / "eval" / f"{name}.parquet"
+            if file.is_file():
+                evaluations[name] = summarize(read_rows(file))
+        report = write_report(run.path) if evaluations or run.state.step else None
+        self.console.finish(evaluations, report=report, wall_s=time.time() - self.started)
+
+
+def _quiet_libraries() -> None:
+    """Settings that libraries read from the environment when they are imported, here and in every actor."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+
+if __name__ == "__main__":
+    _quiet_libraries()
+    sys.exit(main(sys.argv[1:]))

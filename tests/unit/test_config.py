@@ -1,0 +1,122 @@
+"""Configuration: composition, typed values, unknown keys, contradictions, resume."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mrpo.compose import choices, compose_config, resume_config
+from mrpo.config import Config, JudgeKind, Shaping, build_config, default_tree, plain
+from mrpo.errors import ConfigError
+
+NEEDS = ["data.root=/data", "judge.url=http://localhost:1/v1", "judge.model=judge"]
+
+
+def test_the_default_is_phantom_with_the_defaults_of_the_dataclasses() -> None:
+    assert plain(compose_config([])) == default_tree()
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes(experiment: str) -> None:
+    config = compose_config([f"experiment={experiment}", *(NEEDS if experiment != "phantom" else [])])
+    assert config.experiment == experiment
+
+
+@pytest.mark.parametrize("group", ["model", "data", "algorithm", "rollout", "learner", "cluster"])
+def test_every_group_choice_composes(group: str) -> None:
+    for choice in choices(group):
+        overrides = [f"{group}={choice}"]
+        if group == "data" and choice != "phantom":
+            overrides += ["judge=none", "data.root=/data"]
+        compose_config(overrides)
+
+
+def test_published_hyper_parameters() -> None:
+    config = compose_config(["experiment=internvl3", *NEEDS])
+    assert (config.learner.lr, config.learner.zero_stage, config.learner.max_grad_norm) == (1e-6, 3, 1.0)
+    assert (config.rollout.prompts_per_step, config.rollout.group_size, config.rollout.max_new_tokens) == (8, 8, 512)
+    assert (config.algorithm.loss.beta, config.algorithm.loss.epsilon_low) == (0.04, 0.2)
+    assert config.model.max_pixels == 802_816
+
+
+def test_overrides_reach_their_fields() -> None:
+    config = compose_config(["learner.lr=1e-5", "algorithm=grpo", "++seed=3", "learner.adam_betas=[0.9,0.95]"])
+    assert config.learner.lr == 1e-5
+    assert config.algorithm.shaping == Shaping.NONE
+    assert config.seed == 3
+    assert config.learner.adam_betas == (0.9, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learner.lrr=1", ["unknown setting 'learner.lrr'", "did you mean 'learner.lr'"]),
+        ("+learner.lrr=1", ["unknown setting 'learner.lrr'"]),
+        ("++learner.lrr=1", ["unknown setting 'learner.lrr'"]),
+        ("+brand.new=1", ["unknown setting 'brand'"]),
+        ("learner.lr=fast", ["learner.lr='fast'", "number"]),
+        ("learner.lr=-1", ["learner.lr=-1", "greater than 0"]),
+        ("learner=7", ["no such learner: '7'", "small"]),
+        ("experiment=phantm", ["no such experiment: 'phantm'", "did you mean 'phantom'", "vqa_rad_smoke"]),
+        ("algorithm.schedule=cubic", ["algorithm.schedule='cubic'", "'exponential'", "'reversed'"]),
+        ("learner.lr", ["cannot read an override", "key=value"]),
+        ("~learner.lr", ["cannot be removed"]),
+        ("eval.before=perhaps", ["eval.before='perhaps'", "boolean"]),
+    ],
+)
+def test_bad_overrides_are_named_in_one_line(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_config([override])
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["judge=openai_compatible"], ["judge.url", "judge.model"]),
+        (["data=vqa_rad", "data.root=/data"], ["judge.kind=oracle", "phantom", "judge.kind=none"]),
+        (["data=vqa_rad", "judge=none"], ["data.root"]),
+        (["cluster.weight_transfer=nccl"], ["weight_transfer=nccl", "shm"]),
+        (["cluster.device=gpu"], ["shm", "nccl or ipc"]),
+        (["rollout.max_new_tokens=300"], ["max_new_tokens=300", "max_model_len"]),
+        (["rollout.max_staleness=1"], ["max_staleness=1", "set it to 0"]),
+        (["reward.min_steps=11"], ["min_steps=11", "max_steps=10"]),
+        (["data.num_train=4"], ["data.num_train=4", "prompts_per_step=8"]),
+    ],
+)
+def test_contradictions_are_refused_with_the_remedy(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_config(overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_resume_takes_the_saved_configuration_and_value_overrides(tmp_path: Path) -> None:
+    saved = plain(compose_config(["learner.lr=3e-4", "seed=5"]))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    config = resume_config(tmp_path, ["resume=x", "num_steps=400"])
+    assert (config.learner.lr, config.seed, config.num_steps, config.resume) == (3e-4, 5, 400, str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot change"):
+        resume_config(tmp_path, ["algorithm=grpo"])
+    with pytest.raises(ConfigError, match="unknown setting"):
+        resume_config(tmp_path, ["learner.lrr=1"])
+    with pytest.raises(ConfigError, match="no config.yaml"):
+        resume_config(tmp_path / "nowhere", [])
+
+
+def test_plain_data_builds_the_same_configuration_again() -> None:
+    config = compose_config(["judge.kind=none", "algorithm.base=2"])
+    assert build_config(plain(config)) == config
+    assert config.judge.kind == JudgeKind.NONE
+    assert isinstance(config, Config)
+
+
+def test_importing_the_configuration_loads_nothing_heavy() -> None:
+    code = "import sys, mrpo.config; sys.exit(int(any(m in sys.modules for m in ('torch', 'ray', 'vllm', 'hydra'))))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
