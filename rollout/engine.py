@@ -6,22 +6,24 @@ It steps vLLM's `LLMEngine` itself, which can hold the engine core in this proce
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm import SamplingParams
+from vllm import ModelRegistry, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from mrpo.config import Device
 from mrpo.errors import UserError, WeightSyncError
-from mrpo.families import family_of
+from mrpo.families import Family, family_of
 from mrpo.images import read_image
 from mrpo.prompts import chat_messages
 from mrpo.types import Completion, RolloutRequest, ScoreSample
@@ -50,25 +52,30 @@ class Engine:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._family = family_of(spec.model_type)
+        if spec.device == Device.CPU:
+            _register_in_process(self._family)
         config = _engine_args(spec).create_engine_config()
         tokenizer = _load_tokenizer(spec.model_folder)
         self._vocabulary = vocabulary_of(tokenizer, self._family, config.model_config.get_vocab_size())
         config.additional_config = {ADDITIONAL_CONFIG_KEY: self._vocabulary.banned}
-        self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+        self._llm: Any = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         assert self._llm.renderer.mm_processor is not None
         self._processor: Any = self._llm.renderer.mm_processor.info.get_hf_processor()
         self._prompts: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._pending: dict[str, _Pending] = {}
         self._ids = itertools.count()
         self._policy_version = 0
+        self._updating = False
+        # Rendering a prompt asks for torch's thread count to be set, and the CPU worker warns each time that it is not.
+        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
 
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._pending)
 
-    def sample(self, request: RolloutRequest, done: Callable[[Completion], None]) -> None:
-        """Submit one completion; `done` is called by the `step` in which it ends.
+    def sample(self, request: RolloutRequest, done: Callable[[Completion], None]) -> str:
+        """Submit one completion and return its id; `done` is called by the `step` in which it ends.
 
         Raises:
             UserError: the prompt and max_new_tokens exceed max_model_len, or greedy and sampled requests would mix.
@@ -92,7 +99,7 @@ class Engine:
                     step_strategy=self._spec.step_strategy,
                     prompt_token_ids=prompt_token_ids,
                     completion_token_ids=list(sequence.token_ids),
-                    rollout_logprobs=list(sequence.logprobs.logprobs),
+                    rollout_logprobs=_values(sequence.logprobs),
                     policy_version=version,
                     started_s=started_s,
                     ended_s=time.time(),
@@ -107,10 +114,13 @@ class Engine:
             logprobs=0,  # the sampled token's alone
             **self._common_params(),
         )
-        self._submit(prompt, params, _Pending(request, finish))
+        return self._submit(prompt, params, _Pending(request, finish))
 
-    def score(self, sample: ScoreSample, done: Callable[[list[float]], None]) -> None:
+    def score(self, sample: ScoreSample, done: Callable[[list[float]], None]) -> str:
         """Ask for the raw log-probs [T] of given completion tokens; `done` is called by the `step` that has them.
+
+        Returns:
+            The request's id.
 
         Raises:
             UserError: the prompt does not hold one image or is not what the processor makes of this image.
@@ -125,29 +135,29 @@ class Engine:
         prompt = self._render({"prompt_token_ids": [*collapsed, *sample.completion_token_ids]}, sample.image)
         if list(prompt["prompt_token_ids"]) != token_ids:
             raise UserError(
-                f"score of {sample.key!r}: prompt_token_ids are not what the processor makes of image {sample.image!r}; "
-                "they must come from the same image, processor and model.max_pixels"
+                f"score of {sample.key!r}: prompt_token_ids are not what the processor makes of image "
+                f"{sample.image!r}; they must come from the same image, processor and model.max_pixels"
             )
         self._check_length(sample.key, len(token_ids))
 
         def finish(output: RequestOutput) -> None:
-            done(list(output.prompt_logprobs.logprobs)[-num_scored:] if num_scored else [])
+            done(_values(output.prompt_logprobs)[-num_scored:] if num_scored else [])
 
         # Seeded like every sampled request, so that its row never spoils the seeds of a batch.
         params = SamplingParams(temperature=1.0, seed=0, max_tokens=1, prompt_logprobs=0, **self._common_params())
-        self._submit(prompt, params, _Pending(None, finish))
+        return self._submit(prompt, params, _Pending(None, finish))
 
     def step(self) -> None:
         """Advance every request by one token and report those that ended."""
         for output in self._llm.step():
             assert isinstance(output, RequestOutput)
-            if output.finished:
-                self._pending.pop(output.request_id).finish(output)
+            if output.finished and (pending := self._pending.pop(output.request_id, None)):
+                pending.finish(output)
 
-    def abort_all(self) -> None:
-        """Drop every request; none is reported."""
-        pending, self._pending = self._pending, {}
-        self._llm.abort_request(list(pending))
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Drop those of the requests that are still running; they are not reported."""
+        running = [request_id for request_id in request_ids if self._pending.pop(request_id, None)]
+        self._llm.abort_request(running)
 
     def set_policy_version(self, version: int) -> None:
         """Forget everything computed with the former weights and stamp what is submitted from here.
@@ -171,9 +181,11 @@ class Engine:
         """Get ready for buckets.
 
         Raises:
-            WeightSyncError: requests are still running; they would mix two policies.
+            WeightSyncError: requests are still running, which would mix two policies, or an update broke off before.
         """
         self._refuse_busy("start_weight_update")
+        self._refuse_half_updated()
+        self._updating = True
         self._llm.collective_rpc("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -183,6 +195,7 @@ class Engine:
     def finish_weight_update(self) -> None:
         """Run on the new weights from here; `set_policy_version` must follow."""
         self._llm.collective_rpc("finish_weight_update")
+        self._updating = False
 
     def close(self) -> None:
         """End the engine and its processes."""
@@ -197,10 +210,12 @@ class Engine:
             "output_kind": RequestOutputKind.FINAL_ONLY,
         }
 
-    def _submit(self, prompt: Any, params: SamplingParams, pending: _Pending) -> None:
+    def _submit(self, prompt: Any, params: SamplingParams, pending: _Pending) -> str:
+        self._refuse_half_updated()
         request_id = str(next(self._ids))
         self._llm.add_request(request_id, prompt, params)
         self._pending[request_id] = pending
+        return request_id
 
     def _prompt(self, question: str, image: str) -> Any:
         """A prompt as the engine takes it, read and processed once for all samples of it."""
@@ -237,6 +252,24 @@ class Engine:
                 f"{what} on {self._spec.name} while {len(self._pending)} requests are running; finish them first"
             )
 
+    def _refuse_half_updated(self) -> None:
+        if self._updating:
+            raise WeightSyncError(
+                f"{self._spec.name} is inside an unfinished weight update; finish it, or start the engine anew if it broke"
+            )
+
+
+def _values(logprobs: Any) -> list[float]:
+    """One log-prob a position; a prompt's first token has none."""
+    assert isinstance(logprobs, FlatLogprobs)
+    return list(logprobs.logprobs)
+
+
+def _register_in_process(family: Family) -> None:
+    """Let vLLM inspect the model's class here instead of in a fresh process that imports everything once more."""
+    registered = ModelRegistry.models[family.model_class]
+    ModelRegistry.register_model(family.model_class, registered.load_model_cls())
+
 
 def _load_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
@@ -262,6 +295,7 @@ def _engine_args(spec: EngineSpec) -> EngineArgs:
         "weight_transfer_config": WeightTransferConfig(backend=spec.weight_transfer.value),
         "generation_config": "vllm",  # the checkpoint's own would bring penalties and further stop tokens
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "seed": 0,  # every request brings its own
     }
     if on_cpu:

@@ -82,7 +82,9 @@ def cores_of_engines(cpu_cores: str | None, num_engines: int) -> list[tuple[int,
     try:
         return [tuple(_core_list(part)) for part in parts]
     except ValueError:
-        raise ConfigError(f"rollout.cpu_cores={cpu_cores!r} is not a list of cores such as '0', '0-3' or '0,2'") from None
+        raise ConfigError(
+            f"rollout.cpu_cores={cpu_cores!r} is not a list of cores such as '0', '0-3' or '0,2'"
+        ) from None
 
 
 def _core_list(text: str) -> list[int]:
@@ -113,6 +115,8 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": str(spec.rollout.kv_cache_gib),
             # The actor binds itself; vLLM would take core 0 for its threads and reserve core 1.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # One process needs no address of the machine, which vLLM would otherwise ask the network for.
+            "VLLM_HOST_IP": "127.0.0.1",
             "OMP_NUM_THREADS": str(max(1, len(spec.cores))),
         }
         if spec.rollout.enforce_eager:

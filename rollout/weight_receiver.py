@@ -83,7 +83,8 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         Raises:
             WeightSyncError: the bucket is missing, short or damaged; the message names it.
         """
-        self._loaded |= self.model.load_weights(_tensors(update_info, _read_bucket(update_info)))
+        model: Any = self.model
+        self._loaded |= model.load_weights(_tensors(update_info, _read_bucket(update_info)))
 
     def finish_weight_update(self) -> None:
         """Put the layers back into the form they compute in.
@@ -98,7 +99,7 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
                 f"{', '.join(missing[:3])}; send every tensor of the checkpoint in each update"
             )
         with torch.no_grad():
-            finalize_layerwise_reload(self.model, self.model_config)
+            finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
@@ -129,13 +130,12 @@ def _read_bucket(bucket: ShmUpdateInfo) -> bytearray:
 
 
 def _tensors(bucket: ShmUpdateInfo, data: bytearray) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, dtype_name, shape, offset in zip(
-        bucket.names, bucket.dtypes, bucket.shapes, bucket.offsets, strict=True
-    ):
+    for name, dtype_name, shape, offset in zip(bucket.names, bucket.dtypes, bucket.shapes, bucket.offsets, strict=True):
         dtype: torch.dtype = getattr(torch, dtype_name)
         numel = torch.Size(shape).numel()
         if offset % dtype.itemsize or offset + numel * dtype.itemsize > bucket.num_bytes:
             raise WeightSyncError(
-                f"weight bucket {bucket.path!r}: tensor {name!r} at byte {offset} is misaligned or reaches beyond the end"
+                f"weight bucket {bucket.path!r}: tensor {name!r} at byte {offset} is misaligned or "
+                "reaches beyond the end"
             )
         yield name, torch.frombuffer(data, dtype=dtype, count=numel, offset=offset).view(shape)

@@ -1,0 +1,206 @@
+"""The engines of a run as Ray actors, behind `mrpo.protocols.RolloutPool`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from mrpo.config import Device
+from mrpo.errors import EngineError, MRPOError
+from mrpo.host import host_id
+from mrpo.types import Completion, RolloutRequest, ScoreSample
+from rollout.request import refuse_mixed, split_over_engines
+from rollout.spec import EngineSpec
+from rollout.worker import CLOSE_TIMEOUT_S, RolloutWorker, WorkerInfo
+
+logger = logging.getLogger(__name__)
+
+MAX_CALLS_IN_FLIGHT = 64  # of one actor; streams of completions and control calls
+
+
+class VllmRolloutPool:
+    """Make one with `start`. Splits requests over engines and merges their streams."""
+
+    def __init__(self, specs: Sequence[EngineSpec], handles: Sequence[Any], infos: Sequence[WorkerInfo]) -> None:
+        self._specs = list(specs)
+        self._handles = list(handles)
+        self._infos = list(infos)
+
+    @classmethod
+    async def start(cls, specs: Sequence[EngineSpec]) -> VllmRolloutPool:
+        """Start all engines at the same time and wait for them.
+
+        Raises:
+            EngineError: an engine did not come up, or not within `rollout.start_timeout_s`.
+        """
+        handles = [_make_actor(spec) for spec in specs]
+        timeout_s = specs[0].rollout.start_timeout_s
+        waits = [_answer(spec, handle.ready.remote()) for spec, handle in zip(specs, handles, strict=True)]
+        try:
+            infos = await asyncio.wait_for(asyncio.gather(*waits), timeout_s)
+        except TimeoutError:
+            await _end(handles, [])
+            raise EngineError(
+                f"{', '.join(spec.name for spec in specs)} not up after rollout.start_timeout_s={timeout_s:g}; "
+                f"see {specs[0].log_file or 'the output above'}, or raise it"
+            ) from None
+        except BaseException:
+            await _end(handles, [])
+            raise
+        for info in infos:
+            logger.info("%s is up after %.1f s", info.name, info.start_s)
+        return cls(specs, handles, infos)
+
+    @property
+    def handles(self) -> list[Any]:
+        """Actor handles; the learner calls the four weight-transfer methods on them by name."""
+        return list(self._handles)
+
+    async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Completion]:
+        """Stream completions as they end, in any order; every request yields exactly one.
+
+        Raises:
+            UserError: greedy and sampled requests in one call, or a request that cannot be run; nothing is yielded
+                for the others after it.
+            EngineError: an engine died, or nothing ended for `rollout.stall_timeout_s` while something was due.
+        """
+        refuse_mixed(requests)
+        stall_timeout_s = self._specs[0].rollout.stall_timeout_s
+        results: asyncio.Queue[tuple[int, list[Completion] | BaseException]] = asyncio.Queue()
+        shares = split_over_engines(requests, len(self._handles))
+        due = [len(share) for share in shares]
+        tasks = [asyncio.create_task(self._stream(i, share, results)) for i, share in enumerate(shares) if share]
+        try:
+            while sum(due):
+                try:
+                    index, batch = await asyncio.wait_for(results.get(), stall_timeout_s)
+                except TimeoutError:
+                    raise self._stalled(due, stall_timeout_s) from None
+                if isinstance(batch, BaseException):
+                    raise batch
+                due[index] -= len(batch)
+                for completion in batch:
+                    yield completion
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        """The engines' raw log-probs of given completion tokens, per sample [T] nats.
+
+        Raises:
+            UserError: a prompt that is not what the processor makes of its image.
+            EngineError: an engine died.
+        """
+        num_engines = len(self._handles)
+        shares = await asyncio.gather(
+            *(
+                _answer(spec, handle.score.remote(samples[index::num_engines]))
+                for index, (spec, handle) in enumerate(zip(self._specs, self._handles, strict=True))
+            )
+        )
+        scores: list[list[float]] = [[]] * len(samples)
+        for index, share in enumerate(shares):
+            scores[index::num_engines] = share
+        return scores
+
+    async def set_policy_version(self, version: int) -> None:
+        """Call after a finished weight update: drops what was cached under the old weights and stamps completions."""
+        await asyncio.gather(
+            *(
+                _answer(spec, handle.set_policy_version.remote(version))
+                for spec, handle in zip(self._specs, self._handles, strict=True)
+            )
+        )
+
+    async def close(self) -> None:
+        """End all engines and their processes within a few seconds. Safe to call again."""
+        handles, self._handles = self._handles, []
+        await _end(handles, self._infos)
+
+    async def _stream(
+        self,
+        index: int,
+        share: list[RolloutRequest],
+        results: asyncio.Queue[tuple[int, list[Completion] | BaseException]],
+    ) -> None:
+        spec = self._specs[index]
+        stream = self._handles[index].generate.options(num_returns="streaming").remote(share)
+        try:
+            async for reference in stream:
+                results.put_nowait((index, await reference))
+        except RayError as error:
+            results.put_nowait((index, _explain(spec, error)))
+
+    def _stalled(self, due: Sequence[int], stall_timeout_s: float) -> EngineError:
+        waiting = ", ".join(f"{spec.name} ({n} due)" for spec, n in zip(self._specs, due, strict=True) if n)
+        logs = ", ".join(spec.log_file for spec in self._specs if spec.log_file) or "the output above"
+        return EngineError(
+            f"no completion for rollout.stall_timeout_s={stall_timeout_s:g} s from {waiting}; see {logs}"
+        )
+
+
+def _make_actor(spec: EngineSpec) -> Any:
+    on_gpu = spec.device == Device.GPU
+    return (
+        ray.remote(RolloutWorker)
+        .options(
+            # On CPU the cores are shared by design (`rollout.cpu_cores`); claiming them could keep an actor waiting.
+            num_cpus=1 if on_gpu else 0,
+            num_gpus=spec.rollout.tensor_parallel if on_gpu else 0,
+            max_concurrency=MAX_CALLS_IN_FLIGHT,
+        )
+        .remote(spec)
+    )
+
+
+async def _answer(spec: EngineSpec, reference: Any) -> Any:
+    """The actor's answer, or its error in our own words."""
+    try:
+        return await reference
+    except RayError as error:
+        raise _explain(spec, error) from error
+
+
+def _explain(spec: EngineSpec, error: RayError) -> MRPOError:
+    where = f"; see {spec.log_file}" if spec.log_file else ""
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, MRPOError):
+            return error.cause
+        return EngineError(f"{spec.name} failed: {error.cause!r}{where}")
+    died = "died" if isinstance(error, RayActorError) else "did not answer"
+    return EngineError(f"{spec.name} {died}: {error}{where}")
+
+
+async def _end(handles: Sequence[Any], infos: Sequence[WorkerInfo]) -> None:
+    local = [info.pid for info in infos if info.host == host_id()]
+    # Listed before the actors go: afterwards nobody knows whose children they were.
+    children = [child for pid in local for child in _children(pid)]
+    with contextlib.suppress(TimeoutError):
+        closing: list[Coroutine[Any, Any, Any]] = [_quiet(handle.close.remote()) for handle in handles]
+        await asyncio.wait_for(asyncio.gather(*closing), CLOSE_TIMEOUT_S + 1)
+    for handle in handles:
+        ray.kill(handle)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+async def _quiet(reference: Any) -> None:
+    with contextlib.suppress(RayError, MRPOError):
+        await reference
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return children
+    except psutil.NoSuchProcess:
+        return []

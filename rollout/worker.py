@@ -1,0 +1,160 @@
+"""An engine behind asynchronous methods, as an actor offers them. A plain class; `rollout.pool` puts it into Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mrpo.host import host_id
+from mrpo.types import Completion, RolloutRequest, ScoreSample
+from rollout.engine_thread import EngineThread
+from rollout.spec import EngineSpec, engine_environment
+
+if TYPE_CHECKING:
+    from rollout.engine import Engine
+
+CLOSE_TIMEOUT_S = 3.0  # of an orderly end; processes left after it are killed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """Where a started engine runs."""
+
+    name: str
+    host: str
+    pid: int
+    start_s: float  # seconds the start took
+
+
+class RolloutWorker:
+    """One engine. Starting takes many seconds and happens in the background: await `ready`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._created_s = time.monotonic()
+        os.environ.update(engine_environment(spec))
+        if spec.log_file is not None:
+            _redirect_output(spec.log_file)
+        if spec.cores:
+            os.sched_setaffinity(0, spec.cores)  # the engine's thread inherits it
+        self._thread = EngineThread(partial(_build_engine, spec))
+
+    async def ready(self) -> WorkerInfo:
+        """Wait for the engine to be up; raises what kept it from it."""
+        await asyncio.wrap_future(self._thread.started)
+        seconds = time.monotonic() - self._created_s
+        return WorkerInfo(name=self._spec.name, host=host_id(), pid=os.getpid(), start_s=seconds)
+
+    async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncGenerator[list[Completion]]:
+        """Stream completions as they end, those of one step together. Leaving the stream aborts the rest."""
+        async with contextlib.aclosing(
+            self._stream(requests, lambda engine, request, put: engine.sample(request, put))
+        ) as stream:
+            async for batch in stream:
+                yield batch
+
+    async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        """Raw log-probs of given completion tokens, per sample [T] nats, in the order given."""
+        scores: dict[int, list[float]] = {}
+
+        def submit(engine: Engine, item: tuple[int, ScoreSample], put: Callable[[Any], None]) -> str:
+            index, sample = item
+            return engine.score(sample, lambda logprobs: put((index, logprobs)))
+
+        async with contextlib.aclosing(self._stream(list(enumerate(samples)), submit)) as stream:
+            async for batch in stream:
+                scores.update(batch)
+        return [scores[index] for index in range(len(samples))]
+
+    async def set_policy_version(self, version: int) -> None:
+        """See `Engine.set_policy_version`."""
+        await self._call(lambda engine: engine.set_policy_version(version))
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """See `Engine.init_weight_transfer_engine`."""
+        await self._call(lambda engine: engine.init_weight_transfer_engine(init_info))
+
+    async def start_weight_update(self) -> None:
+        """See `Engine.start_weight_update`."""
+        await self._call(lambda engine: engine.start_weight_update())
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """See `Engine.update_weights`."""
+        await self._call(lambda engine: engine.update_weights(update_info))
+
+    async def finish_weight_update(self) -> None:
+        """See `Engine.finish_weight_update`."""
+        await self._call(lambda engine: engine.finish_weight_update())
+
+    async def close(self) -> None:
+        """End the engine and every process it started, within a few seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._call(lambda engine: engine.close()), CLOSE_TIMEOUT_S)
+        self._thread.stop()
+        kill_children(os.getpid())
+
+    async def _call(self, function: Callable[[Engine], Any]) -> Any:
+        return await asyncio.wrap_future(self._thread.call(function))
+
+    async def _stream(
+        self, items: Sequence[Any], submit: Callable[[Engine, Any, Callable[[Any], None]], str]
+    ) -> AsyncGenerator[list[Any]]:
+        """Submit every item and yield what comes of them, in batches of what is there."""
+        loop = asyncio.get_running_loop()
+        results: asyncio.Queue[Any] = asyncio.Queue()
+        request_ids: list[str] = []
+
+        def put(result: Any) -> None:
+            loop.call_soon_threadsafe(results.put_nowait, result)
+
+        def submit_all(engine: Engine) -> None:
+            for item in items:
+                request_ids.append(submit(engine, item, put))
+
+        remaining = len(items)
+        try:
+            with self._thread.on_failure(put):
+                await self._call(submit_all)
+                while remaining:
+                    batch = [await results.get()]
+                    while not results.empty():
+                        batch.append(results.get_nowait())
+                    for result in batch:
+                        if isinstance(result, BaseException):
+                            raise result
+                    remaining -= len(batch)
+                    yield batch
+        finally:
+            if remaining:
+                self._thread.call(lambda engine: engine.abort(request_ids))
+
+
+def _build_engine(spec: EngineSpec) -> Engine:
+    # Imported on the engine's thread: the actor answers while vLLM loads.
+    from rollout.engine import Engine
+
+    return Engine(spec)
+
+
+def _redirect_output(path: str) -> None:
+    """Send everything this process and its children print to a file, native libraries included."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
+def kill_children(pid: int) -> None:
+    """Kill every process that descends from `pid`."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
