@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def describe_environment() -> dict[str, str]:
     return facts
 
 
+@cache
 def _commit() -> str | None:
     """Commit of the checkout this package lies in, with `+changes` when files differ; None outside one."""
     root = Path(__file__).resolve().parents[1]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 440, 210  # of the drawing, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26  # margins for the ticks
-SMOOTHED_SHARE = 0.06  # of the steps go into the trailing mean
+WIDTH, HEIGHT = 360, 190  # of the drawing, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 24  # margins for the ticks
+SMOOTHED_SHARE = 0.08  # of the steps go into the trailing mean
 
 Points = Sequence[tuple[float, float]]
 
@@ -105,7 +105,6 @@ def line_plot(
     *,
     unit: str = "",
     marks: Sequence[Mark] = (),
-    form: Callable[[float], str] | None = None,
     is_share: bool = False,
 ) -> LinePlot | None:
     """Curves over steps, each with its trailing mean; None where there is nothing to draw.
@@ -115,13 +114,12 @@ def line_plot(
         series: empty ones are left out.
         unit: shown beside the title.
         marks: evaluations with intervals.
-        form: how a value is written; by default with three significant digits, as per cent for a share.
-        is_share: values lie in [0, 1], and the axis stays there.
+        is_share: values lie in [0, 1], the axis stays there, and they are written as per cent.
     """
     series = [item for item in series if item.points]
     if not series and not marks:
         return None
-    write = form or (percent if is_share else significant)
+    write = percent if is_share else significant
     values = [value for item in series for _, value in item.points] + [end for m in marks for end in (m.low, m.high)]
     steps = [step for item in series for step, _ in item.points] + [mark.step for mark in marks]
     y_values = nice_ticks(min(values), max(values))
@@ -149,7 +147,7 @@ def line_plot(
         unit=unit,
         description=f"{title}. {'; '.join(words)}",
         x_ticks=_step_ticks(min(steps), max(steps), to_x),
-        y_ticks=[Tick(at=to_y(value), label=write(value)) for value in y_values],
+        y_ticks=_value_ticks(y_values, to_y, is_share=is_share),
         lines=lines,
         whiskers=[
             Whisker(
@@ -189,22 +187,24 @@ def stacked_plot(title: str, series: Sequence[Series], *, unit: str) -> LinePlot
         unit=unit,
         description=f"{title}. " + "; ".join(f"{line.label}: {line.last} {unit} at the end" for line in lines),
         x_ticks=_step_ticks(steps[0], steps[-1], to_x),
-        y_ticks=[Tick(at=to_y(value), label=significant(value)) for value in y_values],
+        y_ticks=_value_ticks(y_values, to_y, is_share=False),
         lines=lines,
         whiskers=[],
         is_stacked=True,
     )
 
 
-def bar_plot(groups: Sequence[str], columns: Sequence[tuple[str, str, Sequence[float]]], *, what: str) -> BarPlot:
+def bar_plot(
+    groups: Sequence[str], columns: Sequence[tuple[str, str, Sequence[float | None]]], *, what: str
+) -> BarPlot:
     """Bars side by side in groups.
 
     Args:
         groups: labels below the axis.
-        columns: (label, CSS class, share per group), drawn in this order within a group.
+        columns: (label, CSS class, share per group or None for no bar), drawn in this order within a group.
         what: one bar in words, for the description.
     """
-    highest = max((value for _, _, values in columns for value in values), default=0.0)
+    highest = max((value for _, _, values in columns for value in values if value is not None), default=0.0)
     y_values = nice_ticks(0.0, highest)
     to_y = _scale(0.0, y_values[-1], HEIGHT - BOTTOM, TOP)
     span = (WIDTH - LEFT - RIGHT) / max(1, len(groups))
@@ -214,15 +214,18 @@ def bar_plot(groups: Sequence[str], columns: Sequence[tuple[str, str, Sequence[f
         centre = LEFT + (index + 0.5) * span
         ticks.append(Tick(at=centre, label=group))
         for number, (label, style, values) in enumerate(columns):
-            top = to_y(values[index])
+            value = values[index]
+            if value is None:
+                continue
+            top = to_y(value)
             x = centre + (number - len(columns) / 2) * width
             height = HEIGHT - BOTTOM - top
-            words = f"{label}, {group}: {percent(values[index])}"
+            words = f"{label}, {group}: {percent(value)}"
             bars.append(Bar(style=style, x=x + 1, y=top, width=width - 2, height=height, label=words))
     return BarPlot(
         description=f"{what}. " + "; ".join(bar.label for bar in bars),
         x_ticks=ticks,
-        y_ticks=[Tick(at=to_y(value), label=percent(value)) for value in y_values],
+        y_ticks=_value_ticks(y_values, to_y, is_share=True),
         bars=bars,
     )
 
@@ -250,8 +253,8 @@ def trailing_mean(points: Points) -> list[tuple[float, float]]:
 
 
 def percent(value: float) -> str:
-    """A share as per cent, with a decimal where it is small."""
-    return f"{value * 100:.1f} %" if 0 < abs(value) < 0.095 and round(value * 100, 1) % 1 else f"{value * 100:.0f} %"
+    """A share as per cent: whole from 10 % on, two significant digits below."""
+    return f"{value * 100:.0f} %" if value == 0 or abs(value) >= 0.0995 else f"{value * 100:.2g} %"
 
 
 def significant(value: float) -> str:
@@ -276,6 +279,18 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 def _path(points: Points, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> str:
     return "M" + "L".join(f"{to_x(step)},{to_y(value)}" for step, value in points)
+
+
+def _value_ticks(values: Sequence[float], to_y: Callable[[float], float], *, is_share: bool) -> list[Tick]:
+    """Ticks written with just the decimals that tell them apart."""
+    factor, unit = (100, " %") if is_share else (1, "")
+    scaled = [value * factor for value in values]
+    step = scaled[1] - scaled[0]
+    if not is_share and (step < 1e-3 or scaled[-1] >= 1e5):
+        return [Tick(at=to_y(value), label=significant(value)) for value in values]
+    decimals = next(count for count in range(8) if abs(round(step, count) - step) < step * 1e-6)
+    labels = [f"{value:,.{decimals}f}{unit}".replace("-", "−") for value in scaled]
+    return [Tick(at=to_y(value), label=label) for value, label in zip(values, labels, strict=True)]
 
 
 def _step_ticks(low: float, high: float, to_x: Callable[[float], float]) -> list[Tick]:

@@ -70,9 +70,9 @@ def _headline(label: str, old: Interval | None, new: Interval, *, lower_is_bette
     apart = old is not None and (new.low > old.high or new.high < old.low)
     return Headline(
         label=label,
-        value=f"{new.value * 100:.1f} %",
+        value=f"{new.value * 100:.1f}\u00a0%",
         interval=f"{new.low * 100:.1f} to {new.high * 100:.1f} %",
-        before=f"{old.value * 100:.1f} %" if old is not None else None,
+        before=f"{old.value * 100:.1f}\u00a0%" if old is not None else None,
         is_better=(new.value < old.value) == lower_is_better if old is not None and apart else None,
     )
 
@@ -134,6 +134,24 @@ def position_plot(shown: Mapping[str, EvalSummary]) -> BarPlot | None:
     return bar_plot(groups, columns, what="Share of judged completions by the step that fails first")
 
 
+def accumulation_plot(shown: Mapping[str, EvalSummary]) -> BarPlot | None:
+    """Mean share of invalid steps after the first failure, by where that lies; None where nothing was observed."""
+    observed = {name: item for name, item in shown.items() if item.accumulation_rate is not None}
+    if not observed:
+        return None
+    bins = next(iter(observed.values())).accumulation_curve
+    columns = [
+        (
+            name,
+            "before" if number == 0 and len(observed) > 1 else "after",
+            [part.mean_far for part in item.accumulation_curve],
+        )
+        for number, (name, item) in enumerate(observed.items())
+    ]
+    groups = [f"{part.low:.1f}–{part.high:.1f}" for part in bins]
+    return bar_plot(groups, columns, what="Mean share of invalid steps after the first failure, by first failure point")
+
+
 def stage_bars(shown: Mapping[str, EvalSummary]) -> list[StageBar]:
     """One bar for each evaluation with verdicts."""
     bars = []
@@ -151,8 +169,8 @@ def stage_bars(shown: Mapping[str, EvalSummary]) -> list[StageBar]:
 def _share(interval: Interval | None) -> str:
     if interval is None:
         return MISSING
-    return f"{interval.value * 100:.1f} % [{interval.low * 100:.1f}, {interval.high * 100:.1f}]"
+    return f"{interval.value * 100:.1f}\u00a0% [{interval.low * 100:.1f},\u00a0{interval.high * 100:.1f}]"
 
 
 def _number(interval: Interval | None) -> str:
-    return MISSING if interval is None else f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return MISSING if interval is None else f"{interval.value:.2f} [{interval.low:.2f},\u00a0{interval.high:.2f}]"

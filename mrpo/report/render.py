@@ -10,7 +10,7 @@ import yaml
 from mrpo.atomic import write_text
 from mrpo.eval.summary import EvalSummary, compare, summarize
 from mrpo.report import charts, facts
-from mrpo.report.comparison import comparison_table, headlines, position_plot, stage_bars
+from mrpo.report.comparison import accumulation_plot, comparison_table, headlines, position_plot, stage_bars
 from mrpo.report.curves import draw_curves
 from mrpo.report.images import data_uri
 from mrpo.report.load import RunData, load_run
@@ -57,6 +57,7 @@ def render(run: RunData) -> str:
         comparison=compare(run.evaluations["before"], run.evaluations["after"]) if both else None,
         positions=position_plot(shown),
         stages=stage_bars(shown),
+        accumulation=accumulation_plot(shown),
         curves=draw_curves(run, summaries),
         time_parts=facts.time_parts(run),
         overlap=sum(overlaps) / len(overlaps) if overlaps else None,

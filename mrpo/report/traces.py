@@ -134,8 +134,9 @@ def _training_cards(run: RunData) -> list[TraceCard]:
     for step in dict.fromkeys([*steps[:2], *steps[-1:]]):
         rows = [row for row in read_rows(run.rollouts[step]) if row.in_baseline and row.advantage and not row.correct]
         judged = [row for row in rows if row.valid]
-        mixed = [row for row in judged if not _is_clean(row) and any(row.valid or [])]
-        for row in (mixed or judged or rows)[:1]:
+        mixed = [row for row in judged if not _is_clean(row) and any(row.valid or [])]  # rewards and penalties in one
+        early = [row for row in mixed if _is_early(row)]
+        for row in (early or mixed or judged or rows)[:1]:
             label = f"training step {step}, sample {row.sample_index + 1}"
             cards.append(_card("From training: what each step was taught", row, [_view(label, row)]))
     return cards[:NUM_TRAINING]

@@ -1,0 +1,249 @@
+"""The run folder: whole files, one line a step, and a way back after a crash."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from synthetic_run import config_tree, draw_images, evaluation_records, make_record, training_traces
+
+from mrpo.atomic import write_bytes
+from mrpo.errors import ConfigError, DataError, ResourceError
+from mrpo.rows import read_rows
+from mrpo.run_folder import RunFolder, check_writable, find_resumable
+from mrpo.run_reading import RunStatus, list_evaluations, list_rollouts, read_config, read_metrics, read_state
+from mrpo.types import FailureReason
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "runs", "demo", config_tree())
+
+
+def reopen(run: RunFolder) -> RunFolder:
+    """What the next process does; closing stands for the death of the one before."""
+    run.close()
+    return RunFolder.open(run.path)
+
+
+def test_create_writes_the_whole_configuration_and_what_it_ran_on(run: RunFolder) -> None:
+    assert read_config(run.path) == config_tree()
+    assert read_state(run.path).status == RunStatus.RUNNING
+    assert json.loads((run.path / "environment.json").read_text())["python"].startswith("3.")
+    assert "run created" in (run.path / "events.log").read_text()
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
+    first, second, third = (RunFolder.create(tmp_path, "demo", {}) for _ in range(3))
+    assert len({first.path, second.path, third.path}) == 3
+    assert all(run.path.parent == tmp_path / "demo" for run in (first, second, third))
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden"])
+def test_experiment_must_be_a_plain_folder_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="experiment="):
+        RunFolder.create(tmp_path, name, {})
+
+
+def test_unwritable_place_is_one_line_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match=r"cannot write to .*file/runs: Not a directory; set runs_dir") as caught:
+        check_writable(tmp_path / "file" / "runs")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path, size, bad = tmp_path / "file", 1 << 20, []
+    write_bytes(path, b"0" * size)
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            data = path.read_bytes()
+            if len(data) != size or len(set(data)) != 1:
+                bad.append(len(data))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(60):
+        write_bytes(path, str(number % 10).encode() * size)
+    done.set()
+    reader.join()
+    assert not bad
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(run: RunFolder) -> None:
+    path = run.write_evaluation("before", [make_record(1, [True], correct=True)])
+    with pytest.raises(AttributeError):
+        run.write_evaluation("before", [None])  # type: ignore[list-item]
+    assert len(read_rows(path)) == 1
+    assert [item.name for item in path.parent.iterdir()] == ["before.parquet"]
+
+
+def test_metrics_are_on_disk_after_every_step(run: RunFolder) -> None:
+    run.log_metrics(1, {"accuracy": 0.1 + 0.2})
+    assert read_metrics(run.path).rows == [{"step": 1, "accuracy": 0.1 + 0.2}]
+    run.log_metrics(2, {"accuracy": 0.5})
+    assert [row["step"] for row in read_metrics(run.path).rows] == [1, 2]
+    assert read_state(run.path).step == 2
+
+
+def test_a_step_is_logged_once(run: RunFolder) -> None:
+    run.log_metrics(1, {})
+    with pytest.raises(AssertionError, match="step 1"):
+        run.log_metrics(1, {})
+
+
+def test_values_that_are_not_finite_become_null_and_an_event(run: RunFolder) -> None:
+    run.log_metrics(1, {"policy/kl": float("nan"), "accuracy": 1.0})
+    assert read_metrics(run.path).rows == [{"step": 1, "policy/kl": None, "accuracy": 1.0}]
+    assert "not finite, written as null: policy/kl" in (run.path / "events.log").read_text()
+
+
+def test_half_a_last_line_is_dropped_with_a_note(run: RunFolder) -> None:
+    run.log_metrics(1, {"accuracy": 0.5})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 2, "accur')
+    found = read_metrics(run.path)
+    assert [row["step"] for row in found.rows] == [1]
+    assert found.torn == '{"step": 2, "accur'
+    again = reopen(run)
+    again.log_metrics(2, {"accuracy": 0.6})
+    assert [row["step"] for row in read_metrics(run.path).rows] == [1, 2]
+    assert "dropped a half-written last line" in (run.path / "events.log").read_text()
+
+
+def test_a_damaged_line_in_the_middle_is_named(run: RunFolder) -> None:
+    run.metrics_path.write_text('{"step": 1}\n{"step": oops}\n{"step": 3}\n')
+    with pytest.raises(DataError, match=r"metrics.jsonl line 2"):
+        reopen(run)
+
+
+def test_rewind_leaves_no_later_step(run: RunFolder, tmp_path: Path) -> None:
+    images = draw_images(tmp_path / "images")
+    for step in (1, 2, 3):
+        run.log_metrics(step, {"accuracy": step / 10})
+        run.write_rollouts(step, training_traces(step, 3, images))
+        with run.checkpoint(step):
+            pass
+    run.write_evaluation("before", evaluation_records(2, 0.5, images))
+    run.write_evaluation("step_3", evaluation_records(2, 0.5, images))
+    run.write_evaluation("after", evaluation_records(2, 0.5, images))
+    again = reopen(run)
+    again.rewind(1)
+    assert [row["step"] for row in read_metrics(run.path).rows] == [1]
+    assert list(list_rollouts(run.path)) == [1]
+    assert list(list_evaluations(run.path)) == ["before"]
+    latest = again.latest_checkpoint()
+    assert latest is not None and latest.step == 1
+    for step in (2, 3):
+        again.log_metrics(step, {})
+    assert [row["step"] for row in read_metrics(run.path).rows] == [1, 2, 3]
+
+
+def test_checkpoint_appears_whole_or_not_at_all(run: RunFolder) -> None:
+    with run.checkpoint(5) as folder:
+        (folder / "hf").mkdir()
+        (folder / "hf" / "model").write_text("weights")
+        assert run.latest_checkpoint() is None
+    latest = run.latest_checkpoint()
+    assert latest is not None and latest.step == 5
+    assert (latest.path / "hf" / "model").read_text() == "weights"
+    with pytest.raises(RuntimeError, match="disk"), run.checkpoint(6) as folder:
+        (folder / "half").write_text("")
+        raise RuntimeError("disk")
+    assert [item.name for item in (run.path / "checkpoints").iterdir()] == ["step_5"]
+
+
+def test_a_checkpoint_of_the_same_step_replaces_the_old_one(run: RunFolder) -> None:
+    for content in ("old", "new"):
+        with run.checkpoint(5) as folder:
+            (folder / "file").write_text(content)
+    latest = run.latest_checkpoint()
+    assert latest is not None and (latest.path / "file").read_text() == "new"
+    assert [item.name for item in (run.path / "checkpoints").iterdir()] == ["step_5"]
+
+
+def test_only_the_newest_checkpoints_are_kept(run: RunFolder) -> None:
+    for step in (1, 2, 9, 10, 11):  # by number, not by name
+        with run.checkpoint(step, keep_last=2):
+            pass
+    assert sorted(item.name for item in (run.path / "checkpoints").iterdir()) == ["step_10", "step_11"]
+
+
+def test_leftovers_of_a_killed_process_are_cleared_and_noted(run: RunFolder) -> None:
+    checkpoints = run.path / "checkpoints"
+    (checkpoints / ".step_7.tmp").mkdir()
+    (checkpoints / ".step_7.tmp" / "half").write_text("")
+    (checkpoints / ".step_6.outdated.tmp").mkdir()  # killed between setting the old one aside and the new one in place
+    (run.path / "rollouts" / ".step_00001.parquet.123.tmp").write_text("half")
+    again = reopen(run)
+    assert [item.name for item in checkpoints.iterdir()] == ["step_6"]
+    assert list((run.path / "rollouts").iterdir()) == []
+    assert "cleared .step_7.tmp" in (again.path / "events.log").read_text()
+
+
+def test_one_writer_at_a_time(run: RunFolder) -> None:
+    with pytest.raises(ResourceError, match=r"is being written by process \d+ on"):
+        RunFolder.open(run.path)
+    run.close()
+    RunFolder.open(run.path).close()
+
+
+def test_find_resumable_is_the_newest_unfinished_free_run_with_a_checkpoint(tmp_path: Path) -> None:
+    assert find_resumable(tmp_path, "demo") is None
+    runs = [RunFolder.create(tmp_path, "demo", {}) for _ in range(5)]
+    for run in runs[:4]:
+        with run.checkpoint(1):
+            pass
+    runs[2].set_status(RunStatus.INTERRUPTED, "stopped by the user")
+    runs[3].set_status(RunStatus.FINISHED)
+    for run in (runs[0], runs[2], runs[3], runs[4]):
+        run.close()
+    assert find_resumable(tmp_path, "demo") == runs[2].path
+    held = RunFolder.open(runs[2].path)
+    assert find_resumable(tmp_path, "demo") == runs[0].path
+    held.close()
+    assert find_resumable(tmp_path, "other") is None
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no run folder"):
+        RunFolder.open(tmp_path)
+
+
+def test_rollout_rows_hold_everything_about_a_completion(run: RunFolder, tmp_path: Path) -> None:
+    images = draw_images(tmp_path / "images")
+    traces = training_traces(3, 40, images)
+    rows = read_rows(run.write_rollouts(3, traces))
+    assert [row.key for row in rows] == [scored.trace.completion.key for scored in traces]
+    for row, scored in zip(rows, traces, strict=True):
+        completion = scored.trace.completion
+        assert row.text == completion.text
+        assert [row.text[start:end] for start, end in row.char_spans] == row.steps
+        assert [tuple(span) for span in row.token_spans] == completion.spans
+        assert row.token_advantages == scored.token_advantages
+        assert row.num_completion_tokens == len(completion.completion_token_ids)
+        assert (row.reward, row.advantage, row.in_baseline) == (scored.reward, scored.advantage, scored.in_baseline)
+        assert row.correct == (scored.answer_reward > 0.6)
+
+
+def test_failed_and_missing_judgements_stay_apart(run: RunFolder) -> None:
+    failed = make_record(1, FailureReason.TIMEOUT, correct=False)
+    unjudged = make_record(2, None, correct=True)
+    judged = make_record(3, [True, False], correct=True)
+    rows = read_rows(run.write_evaluation("step_4", [failed, unjudged, judged]))
+    assert [row.valid for row in rows] == [None, None, [True, False]]
+    assert [row.judge_failure for row in rows] == ["timeout", None, None]
+    assert [row.judge_attempts for row in rows] == [1, None, 1]
+
+
+def test_columns_keep_their_types_when_all_is_null(run: RunFolder) -> None:
+    path = run.write_evaluation("before", [make_record(1, None, correct=True)])
+    empty = run.write_evaluation("after", [])
+    assert pq.read_schema(path) == pq.read_schema(empty)
+    assert str(pq.read_schema(path).field("token_advantages").type) == "list<element: double>"
