@@ -33,9 +33,9 @@ def gathered(parameter: nn.Parameter, *, writer: int | None = None) -> AbstractC
     """A context in which `parameter` is whole; with `writer`, that rank's changes are kept. A collective at ZeRO-3."""
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters([parameter], modifier_rank=writer)
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer)
 
 
 def saved_names(model: Any) -> dict[str, str]:

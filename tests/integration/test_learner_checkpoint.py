@@ -1,0 +1,149 @@
+"""What a learner leaves on disk, and coming back from it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from learner_world import FAMILIES, build_world, completions, make, spec
+from safetensors.torch import load_file
+
+from learner import hf_folder
+from learner.checkpoint import load, save
+from learner.step import train_step
+from mrpo.config import LossConfig
+from mrpo.errors import DataError
+from mrpo.families import family_of
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("learner")
+    build_world(folder)
+    return folder
+
+
+@pytest.fixture
+def saved(world: Path, tmp_path: Path) -> Path:
+    """A checkpoint after two steps."""
+    rank = make(spec(world))
+    for number in range(2):
+        train_step(rank, completions(world, seed=number), progress=0.0)
+    save(rank, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_resumed_run_continues_bit_for_bit(world: Path, tmp_path: Path, stage: int) -> None:
+    settings = spec(world, zero_stage=stage, warmup_steps=3, weight_decay=0.1)
+    batches = [completions(world, seed=seed) for seed in range(4)]
+    first = make(settings)
+    for number in range(2):
+        train_step(first, batches[number], progress=0.1 * number)
+    save(first, tmp_path)
+    torch.manual_seed(99)
+    second = make(settings)
+    load(second, tmp_path)
+    for number in range(2, 4):
+        expected = train_step(first, batches[number], progress=0.1 * number)
+        found = train_step(second, batches[number], progress=0.1 * number)
+        assert (found.loss, found.grad_norm, found.kl, found.lr) == (
+            expected.loss,
+            expected.grad_norm,
+            expected.kl,
+            expected.lr,
+        )
+    for (name, mine), (_, other) in zip(second.source, first.source, strict=True):
+        assert torch.equal(mine, other), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_another_stage_resumes_from_it(world: Path, saved: Path, stage: int) -> None:
+    losses = []
+    for settings in (spec(world), spec(world, zero_stage=stage)):
+        rank = make(settings)
+        load(rank, saved)
+        losses += [train_step(rank, completions(world, seed=5), progress=0.5).loss for _ in range(2)]
+    assert losses[2:] == pytest.approx(losses[:2], rel=1e-5)
+
+
+def test_bfloat16_keeps_its_float32_master_weights(world: Path, tmp_path: Path) -> None:
+    settings = spec(world, dtype="bfloat16")
+    first = make(settings)
+    train_step(first, completions(world), progress=0.0)
+    save(first, tmp_path)
+    masters = load_file(tmp_path / "learner" / "weights-00001.safetensors")
+    assert any(not torch.equal(master, master.bfloat16().float()) for master in masters.values())
+    second = make(settings)
+    load(second, tmp_path)
+    expected, found = (train_step(rank, completions(world, seed=3), progress=0.0) for rank in (first, second))
+    assert found.loss == expected.loss and found.grad_norm == expected.grad_norm
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_hf_folder_is_what_save_pretrained_writes(world: Path, tmp_path: Path, family: str) -> None:
+    """Names, values, and logits of the model that transformers loads from it."""
+    rank = make(spec(world, family, zero_stage=3))
+    train_step(rank, completions(world, family), progress=0.0)
+    save(rank, tmp_path)
+    row = family_of(family)
+    model_class = getattr(transformers, row.model_class)
+    loaded = model_class.from_pretrained(tmp_path / "hf")
+    loaded.save_pretrained(tmp_path / "again")
+    ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hf", "again"))
+    assert ours.keys() == theirs.keys() == load_file(world / family / "model.safetensors").keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    sample = completions(world, family)[0]
+    ids = torch.tensor([sample.prompt_token_ids + sample.completion_token_ids])
+    processor = getattr(transformers, row.processor_class).from_pretrained(tmp_path / "hf")
+    assert processor.tokenizer.decode(ids[0]) == rank.processor.tokenizer.decode(ids[0])
+    pixels = rank.images.get([sample.image])[sample.image].tensors
+    types = {"mm_token_type_ids": (ids == loaded.config.image_token_id).int()} if len(pixels) > 1 else {}
+    with torch.no_grad():
+        logits = [model(input_ids=ids, **pixels, **types).logits for model in (rank.model, loaded)]
+    assert torch.equal(*logits)
+
+
+def test_large_weights_are_split_and_indexed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_folder, "FILE_BYTES", 1_000_000)
+    rank = make(spec(world))
+    save(rank, tmp_path)
+    assert len(list((tmp_path / "hf").glob("model-*-of-*.safetensors"))) > 1
+    loaded = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    for (name, mine), (_, other) in zip(rank.model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+def test_nothing_in_a_checkpoint_needs_unpickling(saved: Path) -> None:
+    kinds = {path.suffix for path in saved.rglob("*") if path.is_file()}
+    assert kinds <= {".safetensors", ".json", ".jinja", ".txt"}
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(world: Path, saved: Path) -> None:
+    with pytest.raises(DataError, match="does not fit the model"):
+        load(make(spec(world, "internvl")), saved)
+    rank = make(spec(world))
+    path = saved / "learner" / "exp_avg-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"exp_avg-00001\.safetensors is damaged"):
+        load(rank, saved)
+    (saved / "learner" / "state.json").unlink()
+    with pytest.raises(DataError, match=r"no learner checkpoint .*state\.json is missing"):
+        load(rank, saved)
+
+
+def test_a_checkpoint_without_reference_cannot_serve_a_kl_penalty(world: Path, tmp_path: Path) -> None:
+    save(make(spec(world, loss=LossConfig(beta=0.0))), tmp_path)
+    assert "reference" not in json.loads((tmp_path / "learner" / "state.json").read_text())["files"]
+    with pytest.raises(DataError, match="resume with beta=0"):
+        load(make(spec(world)), tmp_path)
