@@ -32,7 +32,6 @@ class EvalSummary:
     accumulation_rate: Interval | None  # mean FAR over the completions in which a step follows the first failure
     accumulation_curve: list[FarBin]
     first_failures: dict[int, int]  # step number (from 1) of the first failure: completions
-    judge_failures: dict[str, int]  # reason: completions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +69,6 @@ def summarize(rows: Sequence[TraceRow]) -> EvalSummary:
         accumulation_rate=mean_interval(rates),
         accumulation_curve=far_curve(verdicts),
         first_failures=dict(sorted(Counter(valid.index(False) + 1 for valid in verdicts if not all(valid)).items())),
-        judge_failures=dict(sorted(Counter(row.judge_failure for row in rows if row.judge_failure).items())),
     )
 
 

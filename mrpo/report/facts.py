@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +80,8 @@ def counts(run: RunData) -> list[tuple[str, str]]:
     names = {name for row in run.metrics.rows for name in row if name.startswith("judge/failures/")}
     failures = {name.removeprefix("judge/failures/"): run.total(name) for name in sorted(names)}
     failed = sum(failures.values())
-    reasons = "; ".join(f"{reason} {number:.0f}" for reason, number in failures.items())
-    unanswered = f"{_of(failed, asked)}" + (f": {reasons}" if reasons else "") if asked else "no judge was asked"
+    reasons = f": {_listed(failures)}" if failed else ""
+    unanswered = f"{_of(failed, asked)}{reasons}" if asked else "no judge was asked"
     return [
         ("completions sampled", f"{completions:,.0f}"),
         ("cut by the token limit", _of(run.total("completion/truncated"), completions)),
@@ -88,7 +89,7 @@ def counts(run: RunData) -> list[tuple[str, str]]:
         ("judgements failed", unanswered),
         ("groups", f"{groups:,.0f}"),
         ("groups dropped (fewer than 2 completions left)", _of(run.total("groups/dropped"), groups)),
-        ("groups of equal rewards (no gradient)", _of(run.total("groups/constant"), groups)),
+        ("groups of equal rewards (zero advantage)", _of(run.total("groups/constant"), groups)),
         ("answer-only groups, no gold rationale", _of(run.total("groups/answer_only_no_rationale"), groups)),
         ("answer-only groups, judge failed", _of(run.total("groups/answer_only_judge_failed"), groups)),
     ]
@@ -111,11 +112,11 @@ def notices(run: RunData) -> list[str]:
     rows = [row for rows in run.evaluations.values() for row in rows]
     if rows and not any(row.judge_attempts is not None for row in rows):
         found.append("No judge ruled on the evaluated steps: there are answers to compare, but no failure cascades.")
-    failed = sum(row.judge_failure is not None for row in rows)
-    if failed:
+    reasons = Counter(row.judge_failure for row in rows if row.judge_failure is not None)
+    if reasons:
         found.append(
-            f"{failed} of {len(rows)} evaluated completions have no verdicts because the judge failed; "
-            "they count for accuracy only."
+            f"{reasons.total()} of {len(rows)} evaluated completions have no verdicts because the judge failed "
+            f"({_listed(reasons)}); they count for accuracy only."
         )
     if run.metrics.torn is not None:
         found.append("The last line of metrics.jsonl is half written and left out.")
@@ -151,3 +152,7 @@ def date(seconds: float) -> str:
 
 def _of(part: float, whole: float) -> str:
     return f"{part:,.0f} of {whole:,.0f} ({percent(part / whole)})" if part and whole else f"{part:,.0f}"
+
+
+def _listed(counts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {number:.0f}" for name, number in sorted(counts.items()))

@@ -109,6 +109,7 @@ def test_counts_of_failures_are_said_plainly(whole: tuple[Path, str]) -> None:
     failed = run.total("judge/failures/timeout")
     assert failed > 0
     assert f"{failed:.0f} of 320" in html and f"timeout {failed:.0f}" in html
+    assert re.search(r"evaluated completions have no verdicts because the judge failed \(bad_json \d+\)", html)
     for label in ("groups dropped", "answer-only groups, no gold rationale", "cut by the token limit"):
         assert label in html
 
