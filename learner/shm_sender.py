@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import socket
 import time
 import uuid
 import zlib
@@ -18,15 +17,11 @@ from torch import Tensor
 from learner.weight_source import WeightMeta, WeightSource
 from learner.weight_sync import SyncStats, WeightSyncClient
 from mrpo.errors import ResourceError
+from mrpo.host import host_id
 
 SHM_FOLDER = Path("/dev/shm")
 ALIGNMENT = 64  # bytes, of a tensor in its bucket
 NUM_BUFFERS = 2  # the next bucket is filled in one while engines read the other
-
-
-def host_id() -> str:
-    """Name of this running machine: equal in two processes only if they share its memory."""
-    return f"{socket.gethostname()}/{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -52,11 +52,18 @@ def main(arguments: Sequence[str]) -> int:
                 console.note(f"dropped: {row}")
             return asyncio.run(_Run(config, dataset, console, started).execute())
     except UserError as error:
-        message = Text.assemble(("error: ", "bold red"), str(error))
-        RichConsole(stderr=True, highlight=False).print(message, soft_wrap=True)
+        _say_error(error)
         return 2
+    except MRPOError as error:
+        _say_error(error)
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _say_error(error: MRPOError) -> None:
+    message = Text.assemble(("error: ", "bold red"), str(error))
+    RichConsole(stderr=True, highlight=False).print(message, soft_wrap=True)
 
 
 def configure(arguments: Sequence[str]) -> Config:
