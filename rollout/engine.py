@@ -255,7 +255,8 @@ class Engine:
     def _refuse_half_updated(self) -> None:
         if self._updating:
             raise WeightSyncError(
-                f"{self._spec.name} is inside an unfinished weight update; finish it, or start the engine anew if it broke"
+                f"{self._spec.name} is inside an unfinished weight update; finish it, or start the "
+                "engine anew if it broke"
             )
 
 

@@ -59,13 +59,13 @@ class EngineThread:
         self._inbox.put(None)
 
     def _run(self) -> None:
+        engine: Any = None
         try:
             engine = self._build()
+            self.started.set_result(None)
         except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits for the start gets it
             self._failure = error
             self.started.set_exception(error)
-            return
-        self.started.set_result(None)
         while True:
             try:
                 item = self._inbox.get(block=self._failure is not None or not engine.busy)
