@@ -19,7 +19,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
         build: fills the empty folder it is given.
 
     Raises:
-        ResourceError: the cache cannot be written.
+        ResourceError: the cache cannot be written, at the start or midway.
     """
     if folder.is_dir():
         return folder
@@ -34,9 +34,11 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
         build(building)
         building.chmod(0o755)
         os.rename(building, folder)
-    except OSError:
+    except OSError as error:
         if not folder.is_dir():
-            raise
+            raise ResourceError(
+                f"cannot make {folder}: {error}; free some space, or set cache_dir to a folder you may write to"
+            ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mrpo.config import AnswerKind, Config, JudgeKind
+from mrpo.config import Config
 from mrpo.errors import JudgeUnavailableError, MRPOError
 from mrpo.eval.record import EvalRecord
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import JudgePool, Learner, RolloutPool
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
-from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, score_group_batch
+from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, rate_answer, score_group_batch
 from mrpo.types import (
     Completion,
     Example,
@@ -98,7 +98,8 @@ class Controller:
                 every = config.checkpoint.every_steps
                 if every and self.step % every == 0 and self.step < config.num_steps:
                     await self.save()
-                if config.eval.every_steps and self.step % config.eval.every_steps == 0:
+                is_final = config.eval.after and self.step == config.num_steps  # "after" then says the same
+                if config.eval.every_steps and self.step % config.eval.every_steps == 0 and not is_final:
                     await self.evaluate(f"step_{self.step}")
         except (StopRequested, JudgeUnavailableError):
             await self.save()
@@ -118,7 +119,7 @@ class Controller:
             shuffle=config.data.shuffle,
         )
         requests = requests_of_step(prompts, self.step, rollout=config.rollout, seed=config.seed)
-        traces = await self._until_stopped(self.collect(prompts, requests))
+        traces = await self._until_stopped(self.collect(prompts, requests, judge=self.judge))
         batch = self.score(traces)
         samples = batch.train_samples()
         stats, sync_s = None, 0.0
@@ -128,13 +129,22 @@ class Controller:
         if samples:
             sync_s = await self.sync()
         step_s = time.time() - started_s
-        metrics = step_metrics(batch.traces, stats, started_s=started_s, sync_s=sync_s, step_s=step_s)
+        metrics = step_metrics(
+            batch.traces,
+            stats,
+            threshold=config.algorithm.threshold,
+            started_s=started_s,
+            sync_s=sync_s,
+            step_s=step_s,
+        )
         self.recorder.write_rollouts(self.step, batch.traces)
         self.recorder.log_metrics(self.step, metrics)
         for watcher in self.watchers:
             watcher.step(self.step, metrics)
 
-    async def collect(self, prompts: Mapping[str, Example], requests: Sequence[RolloutRequest]) -> list[Trace]:
+    async def collect(
+        self, prompts: Mapping[str, Example], requests: Sequence[RolloutRequest], *, judge: JudgePool | None
+    ) -> list[Trace]:
         """Sample all requests; judge each completion from the moment it ends. Returns traces in request order."""
         judging: dict[str, asyncio.Task[Judgement | None]] = {}
         completions: dict[str, Completion] = {}
@@ -142,11 +152,12 @@ class Controller:
             async for completion in self.rollout.generate(requests):
                 completions[completion.key] = completion
                 example = prompts[completion.prompt_id]
-                judging[completion.key] = asyncio.create_task(self._judge(completion, example))
+                judging[completion.key] = asyncio.create_task(_ruling(judge, completion, example))
             judgements = dict(zip(judging, await asyncio.gather(*judging.values()), strict=True))
         finally:
             for task in judging.values():
                 task.cancel()
+            await asyncio.gather(*judging.values(), return_exceptions=True)  # none outlives the step
         return [
             Trace(
                 example=prompts[request.prompt_id],
@@ -155,20 +166,6 @@ class Controller:
             )
             for request in requests
         ]
-
-    async def _judge(self, completion: Completion, example: Example) -> Judgement | None:
-        """A ruling, or None where there is nothing to rule on: no judge, no gold rationale, no step."""
-        if self.judge is None or example.rationale is None or not completion.steps:
-            return None
-        request = JudgeRequest(
-            key=completion.key,
-            image=example.image,
-            question=example.question,
-            answer=example.answer,
-            rationale=example.rationale,
-            steps=[step.text for step in completion.steps],
-        )
-        return await self.judge.judge(request)
 
     def score(self, traces: Sequence[Trace]) -> ScoredBatch:
         """Rewards and token advantages; refuses a step in which the judge was mostly out.
@@ -225,7 +222,7 @@ class Controller:
             engine.append(completion.rollout_logprobs)
         result = compare_logprobs(samples, await self.learner.score(samples), engine)
         require_parity(result, bound=parity.max_mean_diff, setting="parity.max_mean_diff")
-        self._probe = min(samples, key=lambda sample: sample.key)
+        self._probe = min((s for s in samples if s.completion_token_ids), key=lambda sample: sample.key)
         logger.info("parity: mean |Δ| %.2e over %d tokens", result.mean_diff, result.num_tokens)
         return result
 
@@ -238,7 +235,8 @@ class Controller:
         config = self.config
         examples = {example.id: example for example in self.test}
         requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
-        traces = await self._until_stopped(self.collect(examples, requests))
+        judge = self.judge if config.eval.judge else None
+        traces = await self._until_stopped(self.collect(examples, requests, judge=judge))
         records = [self._record(trace) for trace in traces]
         self.recorder.write_evaluation(name, records)
         metrics = evaluation_metrics(records)
@@ -246,8 +244,7 @@ class Controller:
             watcher.evaluation(name, self.step, metrics)
 
     def _record(self, trace: Trace) -> EvalRecord:
-        answer = trace.completion.answer
-        score = self.answer_reward(answer, trace.example.answer) if answer else 0.0
+        score = rate_answer(trace, self.config.reward, self.answer_reward)
         judgement = trace.judgement
         outcome = judgement.outcome if judgement else None
         return EvalRecord(
@@ -275,3 +272,18 @@ class Controller:
             for pending in (task, stopped):
                 pending.cancel()
             await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+async def _ruling(judge: JudgePool | None, completion: Completion, example: Example) -> Judgement | None:
+    """A ruling, or None where there is nothing to rule on: no judge, no gold rationale, no step."""
+    if judge is None or example.rationale is None or not completion.steps:
+        return None
+    request = JudgeRequest(
+        key=completion.key,
+        image=example.image,
+        question=example.question,
+        answer=example.answer,
+        rationale=example.rationale,
+        steps=[step.text for step in completion.steps],
+    )
+    return await judge.judge(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ def compare_logprobs(
             rows.append((abs(a - b), name))
     if not rows:
         raise ParityError("no completion tokens to compare; the engine returned empty completions")
-    rows.sort(key=lambda row: row[0], reverse=True)
+    rows.sort(key=lambda row: math.inf if math.isnan(row[0]) else row[0], reverse=True)  # a NaN is the worst of all
     return ParityResult(
         mean_diff=sum(diff for diff, _ in rows) / len(rows),
         max_diff=rows[0][0],

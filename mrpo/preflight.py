@@ -46,9 +46,10 @@ def check_gpus(config: Config, num_gpus: int) -> None:
     """
     needed = gpus_needed(config)
     if num_gpus < needed:
+        engines = f"{config.rollout.num_engines} engines × {config.rollout.tensor_parallel}"
+        joined = "shared with" if config.cluster.weight_transfer == WeightTransfer.IPC else "+"
         raise ResourceError(
-            f"experiment {config.experiment} needs {needed} GPUs ({config.rollout.num_engines} engines × "
-            f"{config.rollout.tensor_parallel} + {config.learner.num_ranks} learner ranks) and the cluster has "
-            f"{num_gpus}; set cluster.address to a cluster that has them, lower rollout.num_engines or "
-            "learner.num_ranks, or run EXP=phantom, which needs none"
+            f"experiment {config.experiment} needs {needed} GPUs ({engines} {joined} {config.learner.num_ranks} "
+            f"learner ranks) and the cluster has {num_gpus}; set cluster.address to a cluster that has them, lower "
+            "rollout.num_engines or learner.num_ranks, or run EXP=phantom, which needs none"
         )

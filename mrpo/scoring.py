@@ -225,7 +225,7 @@ def _rate(
     return _Rated(
         trace=trace,
         valid=not _is_masked(trace, algorithm) and (process is not None or not with_process),
-        answer=_answer(trace, reward, answer_reward),
+        answer=rate_answer(trace, reward, answer_reward),
         process=process,
         step_count=step_count_reward(len(trace.completion.steps), reward.min_steps, reward.max_steps),
         group_has_process=with_process,
@@ -251,7 +251,8 @@ def _verdicts(trace: Trace) -> list[bool] | None:
     return valid
 
 
-def _answer(trace: Trace, reward: RewardConfig, answer_reward: Callable[[str, str], float]) -> float:
+def rate_answer(trace: Trace, reward: RewardConfig, answer_reward: Callable[[str, str], float]) -> float:
+    """The answer's reward in [0, 1]; without an answer tag that of the whole text, or 0 under `answer_kind=exact`."""
     answer = trace.completion.answer
     if answer is None:
         if reward.answer_kind == AnswerKind.EXACT:

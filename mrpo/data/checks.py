@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mrpo.errors import DataError
 
@@ -40,7 +42,10 @@ class RowChecks:
         """A text field as clean text; numbers are written out ("2"), anything else is empty."""
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             return ""
-        return " ".join(str(value).split())
+        if isinstance(value, float) and not math.isfinite(value):
+            return ""  # a missing value, as pandas writes it
+        text = " ".join(str(value).split())
+        return text if _is_unicode(text) else ""
 
     def image_fault(self, path: Path) -> str | None:
         """Why an image cannot be used; None when it can. Each file is opened once."""
@@ -49,13 +54,22 @@ class RowChecks:
         return self._readable[path]
 
 
-def _open_fault(path: Path) -> str | None:
-    if not path.is_file():
-        return f"image {path} does not exist"
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and nothing can write."""
     try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _open_fault(path: Path) -> str | None:
+    try:
+        if not path.is_file():
+            return f"image {path} does not exist"
         with Image.open(path) as image:
-            image.verify()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image.convert("RGB")  # decoded as a run will: Pillow's `verify` passes a truncated JPEG
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         return f"image {path} cannot be read ({error})"
     return None
 

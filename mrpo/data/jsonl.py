@@ -50,6 +50,8 @@ def _parse(line: bytes, root: Path, checks: RowChecks, seen: set[str]) -> Exampl
         return f"not UTF-8 (byte {error.start})"
     except json.JSONDecodeError as error:
         return f"not JSON ({error.msg}, column {error.colno})"
+    except (ValueError, RecursionError) as error:
+        return f"JSON that cannot be read ({error})"
     if not isinstance(row, dict):
         return f"expected an object, got {type(row).__name__}"
     missing = [name for name in FIELDS if name not in row]
@@ -60,12 +62,12 @@ def _parse(line: bytes, root: Path, checks: RowChecks, seen: set[str]) -> Exampl
     if empty:
         return f"field {empty[0]!r} is empty or not text: {row[empty[0]]!r}"
     rationale = row["rationale"]
-    if rationale is not None and not (isinstance(rationale, str) and rationale.strip()):
+    if rationale is not None and not (isinstance(rationale, str) and checks.text(rationale)):
         return f"field 'rationale' must be text or null, got {rationale!r}"
     if texts["id"] in seen:
         return f"field 'id' repeats {texts['id']!r}"
-    image = root / texts["image"]
+    image = root / str(row["image"])  # as written: a file name may hold more than single spaces
     fault = checks.image_fault(image)
     if fault:
         return fault
-    return Example(**{**texts, "image": str(image), "rationale": rationale})
+    return replace(Example(**texts, rationale=rationale), image=str(image))

@@ -45,7 +45,7 @@ def phantom_examples(split: str, count: int, *, seed: int, noise: float, images:
 
 def world_fingerprint() -> str:
     """Hash of the code that decides what a phantom looks like and says, so that a change of it makes new data."""
-    source = inspect.getsource(world) + inspect.getsource(language)
+    source = inspect.getsource(world) + inspect.getsource(language) + inspect.getsource(phantom_examples)
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 

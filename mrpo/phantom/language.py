@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mrpo.phantom.world import Half, Modality, Organ, Scene, Side
+from mrpo.phantom.world import Modality, Organ, Scene
 from mrpo.types import Verdicts
 
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three"}
@@ -137,7 +137,7 @@ _ORGANS = "|".join(o.value for o in Organ)
 _NUMBER = "|".join(_NUMBERS)
 _DIAGNOSES = "|".join(sorted({*SINGLE_DIAGNOSIS.values(), *MULTIPLE_DIAGNOSIS.values()}))
 _PATTERNS: list[tuple[Topic, re.Pattern[str]]] = [
-    (topic, re.compile(pattern, re.IGNORECASE))
+    (topic, re.compile(pattern, re.IGNORECASE | re.ASCII))  # without ASCII, "ſ" would pass for "s"
     for topic, pattern in (
         (Topic.MODALITY, rf"the modality is ({_MODALITIES})\."),
         (Topic.ORGAN, rf"the ({_MODALITIES}) shows the ({_ORGANS})\."),
@@ -164,27 +164,30 @@ def read_rationale(rationale: str) -> Belief:
     """Recover the facts from a gold rationale.
 
     Raises:
-        ValueError: the text is not a complete phantom rationale.
+        ValueError: the text is not a complete phantom rationale, or contradicts itself.
     """
     facts: dict[str, str] = {}
-    marker = False
-    for sentence in re.findall(r"[^.]+\.", rationale):
+    claims: list[Claim] = []
+    for sentence in re.findall(r"[^.]+\.?|\.", rationale.strip()):
         claim = read_step(sentence)
         if claim is None:
             raise ValueError(f"not a phantom rationale: cannot read {sentence.strip()!r}")
-        marker |= claim.topic == Topic.MARKER
+        claims.append(claim)
         facts.update(zip(_NAMED[claim.topic], claim.values, strict=True))
     missing = {"modality", "organ", "side", "half", "number"} - facts.keys()
     if missing:
         raise ValueError(f"not a phantom rationale: it does not state {', '.join(sorted(missing))}")
-    return Belief(
+    belief = Belief(
         modality=_MODALITY_NAMES[facts["modality"]],
         organ=facts["organ"],
         side=facts["side"],
         half=facts["half"],
         num_lesions=_NUMBERS[facts["number"]],
-        marker=marker,
+        marker=any(claim.topic == Topic.MARKER for claim in claims),
     )
+    if not all(is_true(claim, belief) for claim in claims):
+        raise ValueError(f"not a phantom rationale: its sentences contradict each other: {rationale!r}")
+    return belief
 
 
 _NAMED: dict[Topic, tuple[str, ...]] = {

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mrpo import prompts
 from mrpo.cache import cached_folder
-from mrpo.config import Config, plain
+from mrpo.config import Config, LearnerConfig, plain
 from mrpo.data.phantom import world_fingerprint
 from mrpo.families import family_of
 from mrpo.phantom import demonstrations, toy_models
@@ -36,16 +37,16 @@ class ToyPolicy:
 def prepare_toy_policy(config: Config, warm_examples: Sequence[Example]) -> ToyPolicy:
     """The warm-started toy from the cache, or a random one that still needs its warm start.
 
-    Both are cached under `config.cache_dir` by a hash of all that decides them: family, seed, data, warm-start
-    settings, and the code of the world, the demonstrations and the toy.
+    Both are cached under `config.cache_dir` by a hash of all that decides them: family, seed, data, warm-start and
+    optimizer settings, and the code of the world, the prompts, the demonstrations and the toy.
     """
     cache = Path(config.cache_dir).expanduser()
     family = config.model.toy_family.value
     built_of = {"family": family, "seed": config.seed, "world": world_fingerprint(), "code": _hash_of(toy_models)}
     built_of |= {"data_seed": config.data.seed, "num_scans": len(warm_examples)}
     random_folder = cache / f"toy-{family}-{_digest(built_of)}"
-    warmed_by = built_of | {"warm": plain(config.model.warm_start), "demos": _hash_of(demonstrations)}
-    warmed_by |= {"noise": config.data.noise, "terse": config.model.terse_prompt}
+    warmed_by = built_of | {"demos": _hash_of(demonstrations), "prompts": _hash_of(prompts)}
+    warmed_by |= {"model": plain(config.model), "optimizer": _optimizer_of(config.learner), "noise": config.data.noise}
     warm_folder = cache / f"warm-{family}-{_digest(warmed_by)}"
     if warm_folder.is_dir():
         return ToyPolicy(folder=warm_folder, warm_folder=warm_folder)
@@ -65,9 +66,7 @@ def tokenizer_corpus(examples: Sequence[Example], think_tag: str) -> list[str]:
     return texts + [_completion(example, think_tag, rng, error_rate=0.0) for example in examples]
 
 
-def demonstrations_of(
-    examples: Sequence[Example], *, think_tag: str, error_rate: float, seed: int
-) -> list[SftSample]:
+def demonstrations_of(examples: Sequence[Example], *, think_tag: str, error_rate: float, seed: int) -> list[SftSample]:
     """One demonstration for every scan, its attributes in error with chance `error_rate` each; 0 gives true ones."""
     rng = np.random.default_rng([seed, 3])
     return [
@@ -84,6 +83,17 @@ def _completion(example: Example, think_tag: str, rng: np.random.Generator, *, e
     assert example.rationale is not None, f"{example.id} is no phantom"
     belief = demonstrations.mislead(read_rationale(example.rationale), rng, error_rate=error_rate)
     return write_completion(QuestionKind(example.question), belief, think_tag)
+
+
+def _optimizer_of(learner: LearnerConfig) -> dict[str, object]:
+    """The learner's settings that decide the outcome of a warm start; its learning rates are its own."""
+    return {
+        "dtype": learner.dtype,
+        "weight_decay": learner.weight_decay,
+        "adam_betas": learner.adam_betas,
+        "adam_eps": learner.adam_eps,
+        "max_grad_norm": learner.max_grad_norm,
+    }
 
 
 def _hash_of(module: object) -> str:
