@@ -45,6 +45,7 @@ check: setup ## lint, format, types: what CI runs before the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: setup ## apply lint fixes and format
 	$(BIN)/ruff check --fix .
