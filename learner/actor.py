@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learner.spec import LearnerSpec, SftSample
+from learner.spec import LearnerSpec
 from mrpo.config import WeightTransfer
-from mrpo.types import LearnStats, ScoreSample, TrainSample
+from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
 
 class LearnerActor:

@@ -13,10 +13,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.actor import LearnerActor
 from learner.distributed import environment
-from learner.spec import LearnerSpec, SftSample
+from learner.spec import LearnerSpec
 from mrpo.config import Device, WeightTransfer
 from mrpo.errors import MRPOError, ResourceError
-from mrpo.types import LearnStats, ScoreSample, TrainSample
+from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,11 @@ from torch import distributed as dist
 from learner.inputs import Sample
 from learner.rank import Rank
 from learner.schedule import sft_lr
-from learner.spec import SftSample
 from learner.step import all_reduce, apply_update, plan_own
 from mrpo.errors import DataError
 from mrpo.images import read_image
 from mrpo.prompts import chat_messages
-from mrpo.types import ScoreSample
+from mrpo.types import ScoreSample, SftSample
 
 log = logging.getLogger(__name__)
 

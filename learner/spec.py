@@ -33,12 +33,3 @@ def spec_of(config: Config, model_folder: str) -> LearnerSpec:
         freeze_vision=config.model.freeze_vision,
         terse=config.model.terse_prompt,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SftSample:
-    """One supervised example. Composition root → learner."""
-
-    image: str  # path
-    question: str
-    target: str  # the completion's text, without the end-of-turn token

@@ -16,11 +16,10 @@ from learner_world import FAMILIES, build_world, completions, make, spec, to_sco
 
 from learner.rank import Rank
 from learner.sft import sft
-from learner.spec import SftSample
 from learner.step import score, train_step
 from mrpo.config import Aggregation, LossConfig
 from mrpo.errors import ConfigError, DataError, NonFiniteError
-from mrpo.types import LearnStats
+from mrpo.types import LearnStats, SftSample
 
 
 @pytest.fixture(scope="module")
