@@ -83,7 +83,7 @@ def _as_hydra(override: Override) -> str:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"no such {name}: {choice!r}{hint} (known: {', '.join(known)})")
         return f"{name}={choice}"
-    return "++" + line.lstrip("+")
+    return f"++{line.lstrip('+')}"
 
 
 def _compose_tree(overrides: list[str]) -> dict[str, Any]:

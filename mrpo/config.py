@@ -378,7 +378,9 @@ class Config:
 
 def default_tree() -> dict[str, Any]:
     """All defaults as plain data, so that Hydra knows every key that may be overridden."""
-    return plain(Config())
+    tree = plain(Config())
+    assert isinstance(tree, dict)
+    return tree
 
 
 def plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from mrpo.cache import cached_folder
-from mrpo.config import Config, Device, JudgeConfig, JudgeKind
+from mrpo.config import Config, JudgeConfig, JudgeKind
 from mrpo.console import Console
 from mrpo.data.load import Dataset
 from mrpo.families import family_of
