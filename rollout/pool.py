@@ -71,6 +71,7 @@ class VllmRolloutPool:
                 for the others after it.
             EngineError: an engine died, or nothing ended for `rollout.stall_timeout_s` while something was due.
         """
+        self._refuse_closed()
         refuse_mixed(requests)
         stall_timeout_s = self._specs[0].rollout.stall_timeout_s
         results: asyncio.Queue[tuple[int, list[Completion] | BaseException]] = asyncio.Queue()
@@ -99,6 +100,7 @@ class VllmRolloutPool:
             UserError: a prompt that is not what the processor makes of its image.
             EngineError: an engine died.
         """
+        self._refuse_closed()
         num_engines = len(self._handles)
         shares = await asyncio.gather(
             *(
@@ -137,7 +139,13 @@ class VllmRolloutPool:
             async for reference in stream:
                 results.put_nowait((index, await reference))
         except RayError as error:
-            results.put_nowait((index, _explain(spec, error)))
+            explained = _explain(spec, error)
+            explained.__cause__ = error
+            results.put_nowait((index, explained))
+
+    def _refuse_closed(self) -> None:
+        if not self._handles:
+            raise EngineError("the rollout pool is closed; start another")
 
     def _stalled(self, due: Sequence[int], stall_timeout_s: float) -> EngineError:
         waiting = ", ".join(f"{spec.name} ({n} due)" for spec, n in zip(self._specs, due, strict=True) if n)
@@ -174,9 +182,10 @@ def _explain(spec: EngineSpec, error: RayError) -> MRPOError:
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, MRPOError):
             return error.cause
-        return EngineError(f"{spec.name} failed: {error.cause!r}{where}")
+        reason = " ".join(str(error.cause).split())
+        return EngineError(f"{spec.name} failed: {type(error.cause).__name__}: {reason}{where}")
     died = "died" if isinstance(error, RayActorError) else "did not answer"
-    return EngineError(f"{spec.name} {died}: {error}{where}")
+    return EngineError(f"{spec.name} {died}: {str(error).splitlines()[0]}{where}")
 
 
 async def _end(handles: Sequence[Any], infos: Sequence[WorkerInfo]) -> None:
