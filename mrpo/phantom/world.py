@@ -164,7 +164,7 @@ def _draw_organ(pen: ImageDraw.ImageDraw, organ: Organ, look: _Look, shift: np.n
 
 
 def _draw_lesions(pen: ImageDraw.ImageDraw, scene: Scene, rng: np.random.Generator) -> None:
-    """Discs in different cells of the quadrant's 2 × 2 grid, so that they never touch, in a glow that grows with them."""
+    """Discs in different cells of the quadrant's 2 × 2 grid, never touching, in a glow that grows with them."""
     columns = (12, 26) if scene.side == Side.LEFT else (58, 72)
     rows = (14, 28) if scene.half == Half.UPPER else (56, 70)
     _disc(pen, sum(columns) / 2, sum(rows) / 2, GLOW_RADIUS, opacity=GLOW_PER_LESION * scene.num_lesions)

@@ -106,7 +106,7 @@ def test_resume_takes_the_saved_configuration_and_value_overrides(tmp_path: Path
         resume_config(tmp_path, ["algorithm=grpo"])
     with pytest.raises(ConfigError, match="unknown setting"):
         resume_config(tmp_path, ["learner.lrr=1"])
-    with pytest.raises(ConfigError, match="no config.yaml"):
+    with pytest.raises(ConfigError, match=r"no config\.yaml"):
         resume_config(tmp_path / "nowhere", [])
 
 

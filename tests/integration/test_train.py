@@ -1,0 +1,180 @@
+"""The command users run, in a process of its own, on all the real parts, small."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mrpo.rows import read_rows
+from mrpo.run_reading import RunStatus, list_checkpoints, read_metrics, read_state
+from tests.locations import REPOSITORY, vqa_rad_folder
+
+NUM_STEPS = 4
+TIMEOUT_S = 420.0
+STOP_LIMIT_S = 15.0
+SMALL = [
+    "data.num_train=16",
+    "data.num_test=16",
+    "model.warm_start.num_scans=64",
+    "model.warm_start.true_steps=16",
+    "model.warm_start.faulty_steps=2",
+    "rollout.prompts_per_step=4",
+    "rollout.group_size=4",
+    "rollout.max_new_tokens=64",
+    "checkpoint.every_steps=1",
+    "checkpoint.keep_last=2",
+    "cluster.min_free_memory_gib=2",
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One cache for the module, so that runs of one family share data and warm start."""
+    folder = tmp_path_factory.mktemp("cache")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def command(cache: Path, runs: Path, *overrides: str) -> list[str]:
+    """The training command with its places redirected."""
+    return [sys.executable, "-m", "mrpo.train", f"cache_dir={cache}", f"runs_dir={runs}", *overrides]
+
+
+def train(cache: Path, runs: Path, *overrides: str, code: int = 0) -> tuple[Path, str]:
+    """Run to the end; returns the run folder and what was shown."""
+    done = subprocess.run(
+        command(cache, runs, *overrides), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == code, done.stderr
+    (folder,) = runs.glob("*/*/")
+    return folder, done.stderr
+
+
+def losses(folder: Path) -> list[tuple[float | None, ...]]:
+    """What must repeat to the bit: losses, rewards and lengths of every step."""
+    names = ("step", "policy/loss", "policy/grad_norm", "reward/mean", "completion/tokens", "accuracy")
+    return [tuple(row[name] for name in names) for row in read_metrics(folder).rows]
+
+
+def assert_whole_run(folder: Path, num_steps: int) -> None:
+    """What every finished run leaves."""
+    assert read_state(folder).status == RunStatus.FINISHED
+    rows = read_metrics(folder).rows
+    assert [row["step"] for row in rows] == list(range(1, num_steps + 1))
+    assert len(list((folder / "rollouts").glob("*.parquet"))) == num_steps
+    assert len(read_rows(folder / "eval" / "before.parquet")) == len(read_rows(folder / "eval" / "after.parquet"))
+    assert "<svg" in (folder / "report.html").read_text()
+    hf = list_checkpoints(folder)[-1].path / "hf"
+    assert (hf / "config.json").is_file()
+    assert list(hf.glob("*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of the default family."""
+    folder, shown = train(cache, tmp_path_factory.mktemp("whole"), *SMALL, f"num_steps={NUM_STEPS}")
+    assert "evaluation before" in shown
+    assert "report:" in shown
+    return folder
+
+
+def test_qwen2_5_vl_runs_the_whole_loop(whole_run: Path) -> None:
+    assert_whole_run(whole_run, NUM_STEPS)
+    rows = [row for number in range(1, NUM_STEPS + 1) for row in read_rows(step_file(whole_run, number))]
+    assert len(rows) == NUM_STEPS * 16
+    assert {row.policy_version for row in rows} == set(range(NUM_STEPS))  # strictly on-policy: step n by version n - 1
+    judged = [row for row in rows if row.steps]
+    assert judged
+    assert all(row.judge_attempts == 1 and row.judge_failure is None for row in judged)
+    assert all(len(row.token_advantages or []) == row.num_completion_tokens for row in rows)
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """The rollouts of a step."""
+    return folder / "rollouts" / f"step_{step:05d}.parquet"
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
+def test_other_families_run_the_whole_loop(family: str, cache: Path, tmp_path: Path) -> None:
+    folder, _ = train(cache, tmp_path, *SMALL, f"model=toy_{family}", "num_steps=2", "data.num_test=8")
+    assert_whole_run(folder, 2)
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_run_goes_on(
+    whole_run: Path, cache: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        command(cache, tmp_path, *SMALL, f"num_steps={NUM_STEPS}"),
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_steps(process, tmp_path, 2)
+    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everything in the foreground group gets it
+    _, shown = process.communicate(timeout=STOP_LIMIT_S)
+    assert time.monotonic() - started < STOP_LIMIT_S
+    assert process.returncode == 130, shown
+    assert "resume=" in shown
+    time.sleep(1.0)
+    assert [pid for pid in family if is_running(pid)] == []
+    assert list(Path("/dev/shm").glob("mrpo*")) == []
+
+    (folder,) = tmp_path.glob("*/*/")
+    assert read_state(folder).status == RunStatus.INTERRUPTED
+    assert list_checkpoints(folder)[-1].step == read_state(folder).step >= 2
+    assert (folder / "report.html").is_file()
+
+    resumed, shown = train(cache, tmp_path, f"resume={folder}")
+    assert "resuming at step" in shown
+    assert resumed == folder
+    assert_whole_run(folder, NUM_STEPS)
+    assert losses(folder) == losses(whole_run)
+
+
+def wait_for_steps(process: subprocess.Popen[str], runs: Path, num_steps: int) -> None:
+    """Block until so many steps are on record."""
+    ends_at = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < ends_at:
+        assert process.poll() is None, process.communicate()[1]
+        files = list(runs.glob("*/*/metrics.jsonl"))
+        if files and len(files[0].read_text().splitlines()) >= num_steps:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{num_steps} steps took longer than {TIMEOUT_S} s")
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_real_radiographs_with_answer_only_rewards(cache: Path, tmp_path: Path) -> None:
+    root = vqa_rad_folder()
+    if root is None:
+        pytest.skip("the VQA-RAD data set is not here; set MRPO_VQA_RAD=<folder with train.json, test.json, images/>")
+    overrides = [f"data.root={root}", "experiment=vqa_rad_smoke", "data.num_train=16", "data.num_test=8"]
+    small = [item for item in SMALL if not item.startswith("data.")]
+    folder, shown = train(cache, tmp_path, *overrides, *small)
+    assert "answer-only" in shown
+    assert_whole_run(folder, 3)
+    rows = read_rows(step_file(folder, 1))
+    assert all(row.process_reward is None and row.judge_attempts is None for row in rows)
+    assert {Path(row.image).suffix for row in rows} == {".jpg"}
+    assert "answer-only" in (folder / "report.html").read_text()
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["judge/asked"] == 0
