@@ -262,11 +262,15 @@ class Controller:
 
     async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for `work`, but give it up as soon as a stop is asked for."""
+        reason = StopRequested(f"stopped by the user after {self.step} steps")
+        if self.stop.is_set():
+            work.close()
+            raise reason
         task, stopped = asyncio.create_task(work), asyncio.create_task(self.stop.wait())
         try:
             await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                raise StopRequested(f"stopped by the user after {self.step} steps")
+                raise reason
             return task.result()
         finally:
             for pending in (task, stopped):

@@ -1,0 +1,287 @@
+"""Hand-written stand-ins behind `mrpo.protocols`: they keep a diary, and share one pair of weights to get wrong.
+
+The "weights" are a counter of updates. Log-probs depend on it, so that a forgotten or failed weight update shows in the
+probe exactly as it would with real models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mrpo.eval.record import EvalRecord
+from mrpo.phantom.language import Belief, QuestionKind, rule_steps, write_answer, write_steps
+from mrpo.scoring import ScoredTrace
+from mrpo.steps import extract_answer, offsets_from_pieces, split_steps, think_token_counts, token_spans
+from mrpo.types import (
+    Completion,
+    Example,
+    FailureReason,
+    FinishReason,
+    JudgeFailure,
+    Judgement,
+    JudgeRequest,
+    LearnStats,
+    RolloutRequest,
+    ScoreSample,
+    TrainSample,
+)
+
+TRUTH = Belief(modality="MRI", organ="kidney", side="right", half="lower", num_lesions=2, marker=False)
+
+
+def phantom_example(
+    number: int, *, kind: QuestionKind = QuestionKind.SIDE, truth: Belief = TRUTH, rationale: bool = True
+) -> Example:
+    """Question `number` about a scan of which only the facts exist."""
+    return Example(
+        id=f"q{number:03d}",
+        image=f"/nowhere/{number}.png",
+        question=kind.value,
+        answer=write_answer(kind, truth),
+        rationale=" ".join(write_steps(truth)) if rationale else None,
+        dataset="phantom",
+        split="train",
+        license="generated",
+    )
+
+
+def completion_of(request: RolloutRequest, text: str, *, policy_version: int, weights: int) -> Completion:
+    """What an engine makes of a text: word-sized tokens, and everything the real code finds in it."""
+    pieces = re.findall(r"<[^<>]*>|\s*[^\s<]+|\s+|<", text)
+    token_ids = [zlib.crc32(piece.encode()) % 50_000 for piece in pieces]
+    decoded, offsets = offsets_from_pieces([piece.encode() for piece in pieces])
+    assert decoded == text
+    steps = split_steps(text, offsets=offsets)
+    think_tokens, step_tokens = think_token_counts(text, steps, offsets, "think")
+    now = time.time()
+    return Completion(
+        prompt_id=request.prompt_id,
+        sample_index=request.sample_index,
+        prompt_token_ids=[1, 2, 3],
+        completion_token_ids=token_ids,
+        rollout_logprobs=logprobs_of(token_ids, weights),
+        text=text,
+        steps=steps,
+        spans=token_spans(steps, offsets),
+        answer=extract_answer(text),
+        think_tokens=think_tokens,
+        step_tokens=step_tokens,
+        finish_reason=FinishReason.STOP,
+        policy_version=policy_version,
+        started_s=now,
+        ended_s=now,
+    )
+
+
+def logprobs_of(token_ids: Sequence[int], weights: int) -> list[float]:
+    """The log-probs of both fakes; they move with every update by ten times what the probe allows."""
+    return [-0.1 * (1 + token % 7) - 0.1 * weights for token in token_ids]
+
+
+@dataclass
+class FakeRollout:
+    """Writes the traces of a table; which one of a question's follows from the request's seed.
+
+    What it is told to do midway it does in training steps only, whose prompt ids carry an epoch.
+    """
+
+    table: Mapping[str, Sequence[str]]  # example id → texts
+    diary: list[str] = field(default_factory=list)
+    arrival_seed: int | None = None  # None: in the order of the requests
+    on_ended: Callable[[int], None] = lambda num_ended: None  # with the number of completions handed over so far
+    before_last: asyncio.Event | None = None  # awaited (for at most 5 s) before the last completion ends
+    fail_after: int | None = None  # completions after which the engine dies
+    score_offset: float = 0.0  # nats by which `score` is wrong
+    weights: int = 0  # what the engine really holds
+    policy_version: int = 0
+    asked: list[list[RolloutRequest]] = field(default_factory=list)  # per call of `generate`
+    open_streams: int = 0
+
+    async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Completion]:
+        self.asked.append(list(requests))
+        order = list(requests)
+        training = any("@" in request.prompt_id for request in requests)
+        if self.arrival_seed is not None:
+            random.Random(self.arrival_seed + len(self.asked)).shuffle(order)
+        self.open_streams += 1
+        try:
+            for number, request in enumerate(order):
+                await asyncio.sleep(0)
+                if training and self.before_last is not None and number == len(order) - 1:
+                    await asyncio.wait_for(self.before_last.wait(), 5.0)
+                if training:
+                    self.on_ended(number)
+                if training and number == self.fail_after:
+                    raise ConnectionError("engine died")
+                texts = self.table[request.prompt_id.rpartition("@")[0] or request.prompt_id]
+                text = texts[request.seed % len(texts)]
+                self.diary.append(f"ended {request.key}")
+                yield completion_of(request, text, policy_version=self.policy_version, weights=self.weights)
+        finally:
+            self.open_streams -= 1
+
+    async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        self.diary.append("engine scores")
+        return [
+            [value + self.score_offset for value in logprobs_of(sample.completion_token_ids, self.weights)]
+            for sample in samples
+        ]
+
+    async def set_policy_version(self, version: int) -> None:
+        self.diary.append(f"version {version}")
+        self.policy_version = version
+
+
+@dataclass
+class FakeJudge:
+    """Rules exactly, after `latency_s`; fails where it is told to."""
+
+    diary: list[str] = field(default_factory=list)
+    latency_s: float = 0.0
+    failing: Callable[[JudgeRequest], FailureReason | None] = lambda request: None
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: list[JudgeRequest] = field(default_factory=list)
+    in_flight: int = 0
+    max_in_flight: int = 0
+
+    async def judge(self, request: JudgeRequest) -> Judgement:
+        self.calls.append(request)
+        self.diary.append(f"judging {request.key}")
+        self.started.set()
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        started_s = time.time()
+        try:
+            await asyncio.sleep(self.latency_s)
+        finally:
+            self.in_flight -= 1
+        reason = self.failing(request)
+        return Judgement(
+            key=request.key,
+            outcome=JudgeFailure(reason=reason, detail="as told")
+            if reason
+            else rule_steps(
+                request.steps, question=request.question, answer=request.answer, rationale=request.rationale
+            ),
+            started_s=started_s,
+            ended_s=time.time(),
+            attempts=1,
+        )
+
+
+@dataclass
+class FakeLearner:
+    """Counts its updates and keeps what it was given."""
+
+    engine: FakeRollout
+    diary: list[str] = field(default_factory=list)
+    score_offsets: Mapping[int, float] = field(default_factory=dict)  # token id → nats
+    lost_updates: frozenset[int] = frozenset()  # counters of weights that never arrive at the engine
+    weights: int = 0
+    batches: list[list[TrainSample]] = field(default_factory=list)
+    progress: list[float] = field(default_factory=list)
+
+    async def step(self, samples: Sequence[TrainSample], *, progress: float) -> LearnStats:
+        await asyncio.sleep(0)
+        self.batches.append(list(samples))
+        self.progress.append(progress)
+        self.weights += 1
+        self.diary.append(f"learned {self.weights}")
+        num_tokens = sum(len(sample.completion_token_ids) for sample in samples)
+        return LearnStats(
+            loss=0.5,
+            kl=0.0,
+            clip_share=0.0,
+            entropy=1.0,
+            grad_norm=1.0,
+            lr=1e-6,
+            num_tokens=num_tokens,
+            num_micro_batches=1,
+            seconds=0.01,
+        )
+
+    async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        self.diary.append("learner scores")
+        return [
+            [
+                value + self.score_offsets.get(token, 0.0)
+                for token, value in zip(
+                    sample.completion_token_ids,
+                    logprobs_of(sample.completion_token_ids, self.weights),
+                    strict=True,
+                )
+            ]
+            for sample in samples
+        ]
+
+    async def publish(self) -> Mapping[str, float]:
+        self.diary.append("published")
+        if self.weights not in self.lost_updates:
+            self.engine.weights = self.weights
+        return {"bytes": 8.0, "buckets": 1.0, "seconds": 0.0}
+
+    async def save(self, folder: str) -> None:
+        self.diary.append(f"saved {self.weights}")
+        Path(folder, "weights.json").write_text(json.dumps(self.weights))
+
+    async def load(self, folder: str) -> None:
+        self.weights = json.loads(Path(folder, "weights.json").read_text())
+
+
+@dataclass
+class FakeRecorder:
+    """Keeps a run's record in memory; checkpoints go to `folder`."""
+
+    folder: Path
+    diary: list[str] = field(default_factory=list)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    rollouts: dict[int, list[ScoredTrace]] = field(default_factory=dict)
+    evaluations: dict[str, list[EvalRecord]] = field(default_factory=dict)
+    checkpoints: list[int] = field(default_factory=list)
+    keep_last: set[int | None] = field(default_factory=set)
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.metrics[step] = dict(metrics)
+
+    def write_rollouts(self, step: int, traces: Sequence[ScoredTrace]) -> Path:
+        self.rollouts[step] = list(traces)
+        return self.folder / f"step_{step}"
+
+    def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path:
+        self.diary.append(f"evaluated {name}")
+        self.evaluations[name] = list(records)
+        return self.folder / name
+
+    @contextmanager
+    def checkpoint(self, step: int, *, keep_last: int | None = None) -> Iterator[Path]:
+        path = self.folder / f"step_{step}"
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        self.diary.append(f"checkpoint {step}")
+        self.checkpoints.append(step)
+        self.keep_last.add(keep_last)
+
+
+@dataclass
+class FakeWatcher:
+    """Keeps what it is told; may act on a step."""
+
+    on_step: Callable[[int], None] = lambda step: None
+    steps: list[int] = field(default_factory=list)
+    evaluations: list[tuple[str, int, Mapping[str, float]]] = field(default_factory=list)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.steps.append(step)
+        self.on_step(step)
+
+    def evaluation(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.evaluations.append((name, step, metrics))
