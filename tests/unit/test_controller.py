@@ -149,7 +149,7 @@ def test_a_step_asks_group_size_differently_seeded_samples_of_each_prompt(tmp_pa
 
 
 def test_the_learner_gets_shaped_advantages_of_every_completion_in_canonical_order(tmp_path: Path) -> None:
-    """By hand: right answer 1 + process 1 against wrong answer 0 + process 3/6; a wrong side spoils steps 3, 4 and 5."""
+    """By hand: right answer 1 + process 1, wrong answer 0 + process 3/6; a wrong side spoils steps 3, 4 and 5."""
     world = make_world(tmp_path, with_config(num_steps=1), texts=(RIGHT, WRONG))
     world.rollout.arrival_seed = 3
     world.run()
@@ -368,7 +368,8 @@ async def first_completion_tokens(world: World) -> list[int]:
     request = RolloutRequest(
         prompt_id="q000", sample_index=0, question="", image="", seed=0, temperature=1.0, top_p=1.0, max_new_tokens=9
     )
-    return [completion async for completion in world.rollout.generate([request])][0].completion_token_ids
+    (completion,) = [completion async for completion in world.rollout.generate([request])]
+    return completion.completion_token_ids
 
 
 def test_the_parity_gate_asks_one_sample_of_the_configured_number_of_questions(tmp_path: Path) -> None:
