@@ -22,6 +22,4 @@ def read_image(path: str, *, max_pixels: int) -> Image.Image:
     if num_pixels <= max_pixels:
         return image
     scale = (max_pixels / num_pixels) ** 0.5
-    return image.resize(
-        (max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.BICUBIC
-    )
+    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.BICUBIC)

@@ -72,10 +72,14 @@ async def running_parts(
         toy = prepare_toy_policy(config, dataset.warm) if config.model.path is None else None
         folder = str(toy.folder) if toy else str(config.model.path)
         model_type = config.model.toy_family.value if toy else _model_type(folder)
-        async with asyncio.TaskGroup() as group:
-            judge = group.create_task(_start_judge(config, console, stack))
-            rollout = group.create_task(_start_rollout(config, folder, model_type, console, stack, log_dir))
-            learner = group.create_task(_start_learner(config, folder, toy, dataset, console, stack))
+        try:
+            async with asyncio.TaskGroup() as group:
+                judge = group.create_task(_start_judge(config, console, stack))
+                rollout = group.create_task(_start_rollout(config, folder, model_type, console, stack, log_dir))
+                learner = group.create_task(_start_learner(config, folder, toy, dataset, console, stack))
+        except BaseExceptionGroup as errors:
+            # The first failure ended the others; it is the one that tells the user what to do.
+            raise errors.exceptions[0] from None
         parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result())
         await parts.learner.connect(
             parts.rollout.handles,
@@ -105,7 +109,7 @@ def _start_ray(config: Config, log_dir: Path) -> None:
         )
     else:
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    check_gpus(config, int(ray.cluster_resources().get("GPU", 0)))
+        check_gpus(config, int(ray.cluster_resources().get("GPU", 0)))
 
 
 def _stop_ray() -> None:

@@ -25,6 +25,18 @@ def check_memory(config: Config) -> None:
         )
 
 
+def check_local_gpus(config: Config) -> None:
+    """`check_gpus` for a run on this machine alone; a cluster's are counted once Ray is connected.
+
+    Raises:
+        ResourceError: there are too few.
+    """
+    if config.cluster.device == Device.GPU and config.cluster.address is None:
+        import torch
+
+        check_gpus(config, torch.cuda.device_count())
+
+
 def gpus_needed(config: Config) -> int:
     """GPUs that learner and engines take together; colocated ones share."""
     if config.cluster.device == Device.CPU:

@@ -25,7 +25,7 @@ from mrpo.data.load import Dataset, load_dataset
 from mrpo.errors import ConfigError, MRPOError, UserError
 from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.parts import Parts, running_parts
-from mrpo.preflight import check_memory
+from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.report.render import write_report
 from mrpo.rewards import build_answer_reward
 from mrpo.rows import read_rows
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         config = configure(arguments)
         check_writable(config.runs_dir)
         check_memory(config)
+        check_local_gpus(config)
         _check_judge(config)
         dataset = load_dataset(config)
         with Console(config.num_steps) as console:

@@ -1,0 +1,76 @@
+"""`make bench`: the steady state of the phantom default, as ratios taken in one run.
+
+- `step`: wall time of a 64-completion step at zero judge latency, against the same work in plain transformers
+  (`generate`, then one forward and backward pass and AdamW), which is what a trainer without a rollout engine does.
+- `judge`: the same with 2 s of judge latency, and how much of the judging generation hid.
+
+Leave both cores to it. Medians; the machine's noise is in the quartiles beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrpo.run_reading import read_metrics
+from tests.perf.peer import time_peer_steps
+
+logger = logging.getLogger("bench")
+NUM_STEPS = 24
+SKIPPED = 6  # first steps: caches fill, threads start
+JUDGE_LATENCY_S = 2.0
+
+
+def main() -> int:
+    """Run all benchmarks and log a line each."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    with tempfile.TemporaryDirectory() as runs:
+        fast = run_steps(Path(runs) / "fast")
+        checkpoint = sorted((Path(runs) / "fast").glob("*/*/checkpoints/*/hf"))[-1]
+        peer = time_peer_steps(checkpoint, num_steps=NUM_STEPS - SKIPPED)
+        slow = run_steps(Path(runs) / "slow", f"judge.oracle.latency_s={JUDGE_LATENCY_S}")
+    report("step, no judge latency", fast, "time/step_s")
+    for part in ("rollout", "judge", "learn", "sync"):
+        report(f"  {part}", fast, f"time/{part}_s")
+    report("  tokens/s of generation", fast, "rollout/tokens_per_s")
+    logger.info("%-40s %s", "same work in plain transformers, s", spread(peer))
+    ours = statistics.median(row["time/step_s"] for row in fast)
+    logger.info("%-40s %.2f", "ratio ours / plain transformers", ours / statistics.median(peer))
+    report(f"step, {JUDGE_LATENCY_S:g} s judge latency", slow, "time/step_s")
+    report("  generation", slow, "time/rollout_s")
+    report("  judging after generation", slow, "time/judge_s")
+    report("  share of judging that generation hid", slow, "judge/overlap_share")
+    theirs = statistics.median(row["time/step_s"] for row in slow)
+    logger.info("%-40s %.2f", "added by the latency, s", theirs - ours)
+    return 0
+
+
+def run_steps(runs: Path, *overrides: str) -> list[dict[str, float]]:
+    """Train the default for a few steps without evaluation; the metrics of those after the first."""
+    command = [sys.executable, "-m", "mrpo.train", f"runs_dir={runs}", f"num_steps={NUM_STEPS}"]
+    command += ["eval.before=false", "eval.after=false", "checkpoint.every_steps=0", *overrides]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    (folder,) = runs.glob("*/*/")
+    rows = read_metrics(folder).rows[SKIPPED:]
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def report(label: str, rows: Sequence[dict[str, float]], name: str) -> None:
+    """Log the median and quartiles of one metric."""
+    logger.info("%-40s %s", label, spread([row[name] for row in rows]))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return json.dumps({"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
