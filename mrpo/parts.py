@@ -66,7 +66,7 @@ async def running_parts(
     async with AsyncExitStack() as stack:
         stack.callback(end_stray_processes)
         with console.stage("Ray"):
-            _start_ray(config, log_dir)
+            _start_ray(config)
             stack.callback(_stop_ray)
             after_ray()
         toy = prepare_toy_policy(config, dataset.warm) if config.model.path is None else None
@@ -95,13 +95,13 @@ def _model_type(folder: str) -> str:
     return family_of(str(AutoConfig.from_pretrained(folder).model_type)).model_type
 
 
-def _start_ray(config: Config, log_dir: Path) -> None:
+def _start_ray(config: Config) -> None:
     import ray
 
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if config.cluster.address is None:
         ray.init(
-            num_cpus=config.cluster.num_cpus,
+            # Ranks claim a CPU each; a laptop with fewer cores shares them rather than wait for ever.
+            num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, config.learner.num_ranks),
             include_dashboard=config.cluster.dashboard,
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
