@@ -45,7 +45,7 @@ def read_jsonl(file: Path, *, root: Path, checks: RowChecks) -> list[Example]:
 def _parse(line: bytes, root: Path, checks: RowChecks, seen: set[str]) -> Example | str:
     """One row as an example, or what is wrong with it."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         return f"not UTF-8 (byte {error.start})"
     except json.JSONDecodeError as error:

@@ -410,9 +410,12 @@ def test_a_stop_gives_up_the_step_in_hand_and_saves_the_steps_done(tmp_path: Pat
 def test_a_stop_while_only_the_judge_is_waited_for(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     world.judge.latency_s = 30.0
-    world.rollout.on_ended = lambda num_ended: (
-        asyncio.get_running_loop().call_later(0.05, world.controller.stop.set) if num_ended == 7 else None
-    )
+
+    def stop_soon_after_the_last(num_ended: int) -> None:
+        if num_ended == 2 * G - 1:
+            asyncio.get_running_loop().call_later(0.05, world.controller.stop.set)
+
+    world.rollout.on_ended = stop_soon_after_the_last
     with pytest.raises(StopRequested):
         world.run()
     assert len(world.judge.calls) == 2 * G
