@@ -138,6 +138,17 @@ class WandbMode(StrEnum):
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
+class ErrorRatesConfig:
+    """Chance that a faulty demonstration states the prior instead of the truth, by attribute."""
+
+    modality: Share = 0.5
+    organ: Share = 0.5
+    side: Share = 0.5
+    half: Share = 0.5
+    num_lesions: Share = 0.5
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
 class WarmStartConfig:
     """Supervised start of the phantom policy; only with `model.path=null`.
 
@@ -150,7 +161,7 @@ class WarmStartConfig:
     true_lr: Positive = 2e-3
     faulty_steps: NonNegativeInt = 60  # steps on faulty demonstrations
     faulty_lr: Positive = 1e-3
-    error_rate: Share = 0.5  # chance that an attribute of a faulty demonstration is the prior's instead of the truth's
+    error_rates: ErrorRatesConfig = ErrorRatesConfig()
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)

@@ -179,12 +179,12 @@ async def _start_learner(
 async def _warm_start(config: Config, learner: DeepSpeedLearner, toy: ToyPolicy, dataset: Dataset) -> None:
     warm = config.model.warm_start
     think_tag = family_of(config.model.toy_family.value).think_tag
-    for error_rate, num_steps, lr in (
-        (0.0, warm.true_steps, warm.true_lr),
-        (warm.error_rate, warm.faulty_steps, warm.faulty_lr),
+    for error_rates, num_steps, lr in (
+        (None, warm.true_steps, warm.true_lr),
+        (warm.error_rates, warm.faulty_steps, warm.faulty_lr),
     ):
         if num_steps:
-            samples = demonstrations_of(dataset.warm, think_tag=think_tag, error_rate=error_rate, seed=config.seed)
+            samples = demonstrations_of(dataset.warm, think_tag=think_tag, error_rates=error_rates, seed=config.seed)
             await learner.sft(samples, num_steps=num_steps, batch_size=warm.batch_size, lr=lr, seed=config.seed)
     with tempfile.TemporaryDirectory(prefix=".warm-", dir=toy.warm_folder.parent) as folder:
         await learner.save(folder)

@@ -13,7 +13,7 @@ import numpy as np
 
 from mrpo import prompts
 from mrpo.cache import cached_folder
-from mrpo.config import Config, LearnerConfig, plain
+from mrpo.config import Config, ErrorRatesConfig, LearnerConfig, plain
 from mrpo.data.phantom import world_fingerprint
 from mrpo.families import family_of
 from mrpo.phantom import demonstrations, toy_models
@@ -61,28 +61,24 @@ def prepare_toy_policy(config: Config, warm_examples: Sequence[Example]) -> ToyP
 
 def tokenizer_corpus(examples: Sequence[Example], think_tag: str) -> list[str]:
     """What the toy's tokenizer is trained on: questions and true completions."""
-    texts = [example.question for example in examples]
-    rng = np.random.default_rng(0)
-    return texts + [_completion(example, think_tag, rng, error_rate=0.0) for example in examples]
+    true = demonstrations_of(examples, think_tag=think_tag, error_rates=None, seed=0)
+    return [example.question for example in examples] + [sample.target for sample in true]
 
 
-def demonstrations_of(examples: Sequence[Example], *, think_tag: str, error_rate: float, seed: int) -> list[SftSample]:
-    """One demonstration for every scan, its attributes in error with chance `error_rate` each; 0 gives true ones."""
+def demonstrations_of(
+    examples: Sequence[Example], *, think_tag: str, error_rates: ErrorRatesConfig | None, seed: int
+) -> list[SftSample]:
+    """One demonstration for every scan: faulty at the given rates, or true where they are None."""
     rng = np.random.default_rng([seed, 3])
-    return [
-        SftSample(
-            image=example.image,
-            question=example.question,
-            target=_completion(example, think_tag, rng, error_rate=error_rate),
-        )
-        for example in examples
-    ]
-
-
-def _completion(example: Example, think_tag: str, rng: np.random.Generator, *, error_rate: float) -> str:
-    assert example.rationale is not None, f"{example.id} is no phantom"
-    belief = demonstrations.mislead(read_rationale(example.rationale), rng, error_rate=error_rate)
-    return write_completion(QuestionKind(example.question), belief, think_tag)
+    samples: list[SftSample] = []
+    for example in examples:
+        assert example.rationale is not None, f"{example.id} is no phantom"
+        belief = read_rationale(example.rationale)
+        if error_rates is not None:
+            belief = demonstrations.mislead(belief, rng, error_rates)
+        target = write_completion(QuestionKind(example.question), belief, think_tag)
+        samples.append(SftSample(image=example.image, question=example.question, target=target))
+    return samples
 
 
 def _optimizer_of(learner: LearnerConfig) -> dict[str, object]:
