@@ -19,6 +19,6 @@ def together(world_size: int, check: Callable[[], object]) -> None:
     found: list[MRPOError | None] = [failure] * world_size
     if world_size > 1:
         dist.all_gather_object(found, failure)
-    for error in found:
-        if error is not None:
-            raise error
+    for first in found:
+        if first is not None:
+            raise first

@@ -175,10 +175,10 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _rng_states(device: torch.device) -> dict[str, Tensor]:
     """States of Python's, NumPy's and torch's generators as tensors."""
     _, python_words, _ = random.getstate()
-    _, numpy_words, numpy_position, _, _ = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=False)["state"]
     states = {
         "python": torch.tensor(python_words, dtype=torch.int64),
-        "numpy": torch.from_numpy(np.append(numpy_words.astype(np.int64), numpy_position)),
+        "numpy": torch.from_numpy(np.append(numpy_state["key"].astype(np.int64), numpy_state["pos"])),
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":

@@ -82,14 +82,14 @@ class ImageStore:
         if "image_grid_thw" in merged:
             rows = merged["image_grid_thw"].prod(dim=1).tolist()
             split = {
-                "pixel_values": merged["pixel_values"].split(rows),
-                "image_grid_thw": merged["image_grid_thw"].split(1),
+                "pixel_values": torch.split(merged["pixel_values"], rows),
+                "image_grid_thw": torch.split(merged["image_grid_thw"], 1),
             }
         else:
             # One row a tile, each with the same number of tokens.
             tiles = merged["pixel_values"].shape[0]
             per_tile = sum(num_tokens) // tiles
-            split = {"pixel_values": merged["pixel_values"].split([n // per_tile for n in num_tokens])}
+            split = {"pixel_values": torch.split(merged["pixel_values"], [count // per_tile for count in num_tokens])}
         return [
             # A clone, so that one image held does not keep its whole batch alive.
             PixelInputs(tensors={name: parts[i].clone() for name, parts in split.items()}, num_tokens=num_tokens[i])

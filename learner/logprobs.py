@@ -32,7 +32,7 @@ def token_logprobs(
         return _chunk(hidden, targets, head)
     parts = [
         checkpoint(_chunk, states, ids, head, use_reentrant=False)
-        for states, ids in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+        for states, ids in zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
     ]
     logprobs, entropy = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropy)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor, nn
 
 from mrpo.errors import ConfigError
 from mrpo.families import Family, family_of
@@ -52,7 +53,24 @@ def load_model(
     if gradient_checkpointing:
         # The re-entrant variant needs an input that requires grad, which a frozen vision tower does not have.
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    flatten_patch_convolutions(model)
     return model.to(device).train()
+
+
+class PatchConv3d(nn.Conv3d):
+    """A convolution whose input is exactly one kernel large: a matrix product, which is several times faster."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[patches, C, t, p, p] → [patches, out, 1, 1, 1]."""
+        product = nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
+        return product[:, :, None, None, None]
+
+
+def flatten_patch_convolutions(model: nn.Module) -> None:
+    """Let the patch embeddings of the Qwen families compute as matrix products; parameters stay as they are."""
+    for name, module in model.named_modules():
+        if type(module) is nn.Conv3d and name.endswith("patch_embed.proj"):
+            module.__class__ = PatchConv3d
 
 
 def freeze_vision(model: Any, family: Family) -> None:

@@ -78,7 +78,8 @@ class OptimizerState:
         self._prime()
 
     def _base(self) -> torch.optim.Optimizer:
-        return self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
+        base: torch.optim.Optimizer = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
+        return base
 
     def _flat(self) -> Iterator[Tensor]:
         """The tensors the base optimizer steps over: parameters, or this rank's flat partitions."""
@@ -116,9 +117,10 @@ class OptimizerState:
 
     def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
         """The full moment of a trainable parameter; a collective."""
-        if self._stage == 0:
-            return self._base().state[parameter][name]
-        return safe_get_full_optimizer_state(parameter, name)
+        full: Tensor = (
+            self._base().state[parameter][name] if self._stage == 0 else safe_get_full_optimizer_state(parameter, name)
+        )
+        return full
 
     def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         """Set the full moment of a trainable parameter; every rank passes the same value."""
@@ -131,7 +133,8 @@ class OptimizerState:
 
     def master(self, parameter: nn.Parameter) -> Tensor:
         """The full float32 weight of a trainable parameter; a collective."""
-        return parameter.detach() if self._stage == 0 else safe_get_full_fp32_param(parameter)
+        full: Tensor = parameter.detach() if self._stage == 0 else safe_get_full_fp32_param(parameter)
+        return full
 
     def set_master(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set the full float32 weight of a trainable parameter; the model's copy follows with `sync_model`."""

@@ -58,7 +58,8 @@ class Policy(nn.Module):
             use_cache=False,
             **arguments,
         )
-        return output.last_hidden_state
+        states: Tensor = output.last_hidden_state
+        return states
 
 
 def _select(features: Tensor | tuple[Tensor, ...], index: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class Reference:
     @torch.no_grad()
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """[B, T] float32 nats of the completion tokens."""
+        logprobs: Tensor
         logprobs, _ = self._forward(batch)
         return logprobs
 

@@ -23,6 +23,8 @@ from mrpo.types import ScoreSample, SftSample
 
 log = logging.getLogger(__name__)
 
+Prompts = dict[tuple[str, int], list[int]]  # (question, number of image tokens) → prompt token ids
+
 LOG_EVERY_STEPS = 50
 
 
@@ -56,12 +58,12 @@ def sft(
     if not examples:
         raise DataError("the warm start got no examples; expected at least one")
     started = time.perf_counter()
-    samples = tokenize(rank, examples)
-    order = _draw(len(samples), num_steps * batch_size, seed)
+    prompts: Prompts = {}
+    order = _draw(len(examples), num_steps * batch_size, seed)
     losses: list[float] = []
     for step in range(num_steps):
-        batch = [samples[index] for index in order[step * batch_size : (step + 1) * batch_size]]
-        losses.append(_step(rank, batch, sft_lr(step, num_steps=num_steps, peak=lr)))
+        drawn = [examples[index] for index in order[step * batch_size : (step + 1) * batch_size]]
+        losses.append(_step(rank, tokenize(rank, drawn, prompts), sft_lr(step, num_steps=num_steps, peak=lr)))
         if (step + 1) % LOG_EVERY_STEPS == 0 or step + 1 == num_steps:
             log.info("warm start: step %d of %d, loss %.3f", step + 1, num_steps, losses[-1])
     rank.optimizer.reset()
@@ -70,21 +72,27 @@ def sft(
     return SftStats(losses=losses, seconds=time.perf_counter() - started)
 
 
-def tokenize(rank: Rank, examples: Sequence[SftSample]) -> list[ScoreSample]:
-    """Examples as token ids: the prompt as the engine would write it, the target and the end-of-turn token."""
+def tokenize(rank: Rank, examples: Sequence[SftSample], prompts: Prompts) -> list[ScoreSample]:
+    """Examples as token ids: the prompt as the engine would write it, the target and the end-of-turn token.
+
+    Args:
+        prompts: token ids of the prompts met so far; added to.
+
+    Raises:
+        DataError: an unreadable image, or a target with a vision token.
+    """
     tokenizer = rank.processor.tokenizer
     end_of_turn = tokenizer.convert_tokens_to_ids(rank.family.end_of_turn)
     num_tokens = {path: pixels.num_tokens for path, pixels in rank.images.get([e.image for e in examples]).items()}
     targets = tokenizer([example.target for example in examples], add_special_tokens=False)["input_ids"]
-    prompts: dict[tuple[str, int], list[int]] = {}
     samples: list[ScoreSample] = []
-    for number, (example, target) in enumerate(zip(examples, targets, strict=True)):
+    for example, target in zip(examples, targets, strict=True):
         prompt = (example.question, num_tokens[example.image])
         if prompt not in prompts:
             prompts[prompt] = _prompt_token_ids(rank, example)
         samples.append(
             ScoreSample(
-                key=f"example {number}",
+                key=f"example {example.image!r} {example.question!r}",
                 image=example.image,
                 prompt_token_ids=prompts[prompt],
                 completion_token_ids=[*target, end_of_turn],

@@ -58,7 +58,7 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
     failure = ""
     num_micro_batches = 0
     parts = [[kept[index] for index in indices] for indices in plan_own(rank, kept)]
-    together(rank.world_size, lambda: [rank.inputs.check(part) for part in parts])
+    together(rank.world_size, lambda: rank.inputs.check([sample for part in parts for sample in part]))
     for part in parts:
         num_micro_batches += 1
         batch = rank.inputs.build(part or kept[:1]).to(rank.device)

@@ -35,7 +35,8 @@ def gathered(parameter: nn.Parameter, *, writer: int | None = None) -> AbstractC
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer)
+    whole: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer)
+    return whole
 
 
 def saved_names(model: Any) -> dict[str, str]:

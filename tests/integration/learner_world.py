@@ -42,7 +42,8 @@ def spec(
     **learner: Any,
 ) -> LearnerSpec:
     """A learner of one CPU thread; keywords are fields of `LearnerConfig`."""
-    settings = {"num_threads": 1, "lr": 1e-3, "start_timeout_s": 120.0} | learner
+    # With AdamW's usual eps the first update is the gradient's sign, which turns rounding into a real difference.
+    settings = {"num_threads": 1, "lr": 1e-3, "adam_eps": 1e-3, "start_timeout_s": 120.0} | learner
     return LearnerSpec(
         model_folder=str(world / family),
         learner=LearnerConfig(**settings),

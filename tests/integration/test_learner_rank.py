@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from learner_world import FAMILIES, build_world, completions, make, spec, to_score
 
 from learner.rank import Rank
@@ -50,12 +51,13 @@ def test_logprobs_equal_the_plain_transformers_forward(world: Path, family: str)
     rank = make(spec(world, family, logprob_chunk_tokens=7))
     samples = completions(world, family)
     found = score(rank, to_score(samples))
+    plain = getattr(transformers, rank.family.model_class).from_pretrained(world / family)
     for index, sample in enumerate(samples):
         ids = torch.tensor([sample.prompt_token_ids + sample.completion_token_ids])
         pixels = rank.images.get([sample.image])[sample.image].tensors
         types = {"mm_token_type_ids": (ids == rank.model.config.image_token_id).int()} if len(pixels) > 1 else {}
         with torch.no_grad():
-            logits = rank.model(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels, **types).logits
+            logits = plain(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels, **types).logits
         start = len(sample.prompt_token_ids)
         expected = logits[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(found[index]), expected, atol=1e-5, rtol=0)
