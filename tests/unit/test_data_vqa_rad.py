@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,15 @@ from mrpo.data.checks import RowChecks
 from mrpo.data.load import load_dataset
 from mrpo.data.vqa_rad import read_vqa_rad
 from mrpo.errors import DataError
-
-SIBLING = Path(__file__).parents[2].parent / "shared" / "data" / "vqa_rad"
+from tests.locations import vqa_rad_folder
 
 
 @pytest.fixture(scope="module")
 def real_root() -> Path:
     """The real data set, where there is one."""
-    root = Path(os.environ.get("MRPO_VQA_RAD") or SIBLING)
-    if not (root / "test.json").is_file():
-        pytest.skip(f"no VQA-RAD at {root}; set MRPO_VQA_RAD=<folder with train.json, test.json and images/>")
+    root = vqa_rad_folder()
+    if root is None:
+        pytest.skip("no VQA-RAD here; set MRPO_VQA_RAD=<folder with train.json, test.json and images/>")
     return root
 
 
@@ -37,7 +35,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def row(qid: int | str = 1, **changes: Any) -> dict[str, Any]:
+def row(qid: object = 1, **changes: Any) -> dict[str, Any]:
     fields = {"qid": qid, "image_name": "synpic1.jpg", "question": "Where is it?", "answer": "left lung"}
     return {**fields, "answer_type": "OPEN", "phrase_type": "freeform", **changes}
 
