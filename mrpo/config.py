@@ -157,7 +157,7 @@ class WarmStartConfig:
 
     num_scans: PositiveInt = 3072  # scans to draw demonstrations of
     batch_size: PositiveInt = 32
-    true_steps: NonNegativeInt = 160  # steps on true demonstrations
+    true_steps: NonNegativeInt = 170  # steps on true demonstrations
     true_lr: Positive = 2e-3
     faulty_steps: NonNegativeInt = 60  # steps on faulty demonstrations
     faulty_lr: Positive = 1e-3
@@ -266,7 +266,7 @@ class LearnerConfig:
     cpu_offload: bool = False
     gradient_checkpointing: bool = False
     dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on GPU
-    lr: Positive = 5e-4  # peak, AdamW
+    lr: Positive = 4e-4  # peak, AdamW
     lr_final_share: Share = 0.0  # the linear schedule ends at this share of lr
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegative = 0.0
@@ -369,7 +369,7 @@ class Config:
 
     experiment: str = "phantom"
     seed: int = 0
-    num_steps: PositiveInt = 160  # optimizer steps
+    num_steps: PositiveInt = 140  # optimizer steps
     runs_dir: str = "runs"
     cache_dir: str = "~/.cache/mrpo"  # phantom scans and warm-started toys, by content hash
     resume: str | None = None  # a run folder, or "auto": the newest unfinished run of this experiment
