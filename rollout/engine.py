@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm import ModelRegistry, SamplingParams
-from vllm.config import WeightTransferConfig
+from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from mrpo.config import Device
+from mrpo.config import Device, RolloutConfig
 from mrpo.errors import UserError, WeightSyncError
 from mrpo.families import Family, family_of
 from mrpo.images import read_image
@@ -33,6 +33,7 @@ from rollout.token_bans import ADDITIONAL_CONFIG_KEY
 from rollout.vocabulary import collapse_image, vocabulary_of
 
 PROMPT_CACHE_SIZE = 64  # prompts kept ready; a batch's worth, because samples of a prompt arrive together
+CPU_TOKENS_PER_STEP = 2048  # prompt tokens computed at once; vLLM warms up with as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Engine:
         config = _engine_args(spec).create_engine_config()
         tokenizer = _load_tokenizer(spec.model_folder)
         self._vocabulary = vocabulary_of(tokenizer, self._family, config.model_config.get_vocab_size())
+        if spec.device == Device.CPU:
+            config.cache_config.kv_cache_memory_bytes = _cpu_cache_bytes(spec.rollout, config)
         config.additional_config = {ADDITIONAL_CONFIG_KEY: self._vocabulary.banned}
         self._llm: Any = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         assert self._llm.renderer.mm_processor is not None
@@ -272,6 +275,19 @@ def _register_in_process(family: Family) -> None:
     ModelRegistry.register_model(family.model_class, registered.load_model_cls())
 
 
+def _cpu_cache_bytes(rollout: RolloutConfig, config: VllmConfig) -> int:
+    """Memory of the KV cache: as configured, but no more than twice what all sequences at full length can fill.
+
+    vLLM writes zeros to all of it when it starts; for a small model that would be most of the start and of the memory.
+    """
+    model, block = config.model_config, config.cache_config.block_size
+    heads = model.get_num_layers(config.parallel_config) * model.get_total_num_kv_heads()
+    bytes_per_token = 2 * heads * model.get_head_size() * model.dtype.itemsize
+    blocks_per_sequence = -(-model.max_model_len // block)
+    needed: int = rollout.max_num_seqs * blocks_per_sequence * block * bytes_per_token
+    return min(rollout.kv_cache_gib * 1024**3, 2 * needed)
+
+
 def _load_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
@@ -305,9 +321,9 @@ def _engine_args(spec: EngineSpec) -> EngineArgs:
             "skip_mm_profiling": True,
             "mm_processor_cache_gb": 0,  # prompts are kept ready here, with their pixels
             # A prompt split over two steps makes vLLM rewind the request's generator, which torch cannot on a CPU
-            # ("CPU Generator does not use offset"). A budget that holds every sequence whole never splits one.
+            # ("CPU Generator does not use offset").
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": rollout.max_num_seqs * max_model_len,
+            "max_num_batched_tokens": max(CPU_TOKENS_PER_STEP, max_model_len, rollout.max_num_seqs),
         }
     else:
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization

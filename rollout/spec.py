@@ -112,7 +112,6 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
     }
     if on_cpu:
         environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(spec.rollout.kv_cache_gib),
             # The actor binds itself; vLLM would take core 0 for its threads and reserve core 1.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # One process needs no address of the machine, which vLLM would otherwise ask the network for.

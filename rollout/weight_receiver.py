@@ -99,7 +99,7 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
                 f"{', '.join(missing[:3])}; send every tensor of the checkpoint in each update"
             )
         with torch.no_grad():
-            finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
+            finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""

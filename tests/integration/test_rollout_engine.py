@@ -31,7 +31,7 @@ from rollout.vocabulary import Vocabulary, vocabulary_of
 T = TypeVar("T")
 
 CORPUS = ["The scan shows a liver.", "<think>The organ is the liver. It lies left.</think><answer>left</answer>"] * 3
-MAX_NUM_SEQS = 24  # fewer than the requests of a call, so that some wait
+MAX_NUM_SEQS = 100  # fewer than the requests of the largest call, so that some wait
 
 
 @dataclass

@@ -42,10 +42,9 @@ def test_tensor_parallelism_needs_gpus() -> None:
 
 
 def test_environment_binds_threads_to_the_cores_given() -> None:
-    (spec,) = engine_specs(config(cpu_cores="2-3", kv_cache_gib=4), "/model", "qwen2_5_vl", log_dir=None)
+    (spec,) = engine_specs(config(cpu_cores="2-3"), "/model", "qwen2_5_vl", log_dir=None)
     environment = engine_environment(spec)
     assert environment["OMP_NUM_THREADS"] == "2"
-    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "4"
     assert environment["TORCHDYNAMO_DISABLE"] == "1"
 
 
