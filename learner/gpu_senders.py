@@ -16,6 +16,7 @@ import torch
 from learner.distributed import free_port
 from learner.weight_source import WeightSource
 from learner.weight_sync import RayWeightSyncClient, SyncStats
+from mrpo.errors import MRPOError
 
 
 class NcclSender:
@@ -95,6 +96,7 @@ class IpcSender:
         self._bucket_bytes = bucket_bytes
         self._is_sender = is_sender
         self._num_buckets = 0
+        self._failure: MRPOError | None = None
 
     def connect(self) -> None:
         """CUDA IPC needs no rendezvous; engines are told to get ready all the same."""
@@ -102,17 +104,23 @@ class IpcSender:
             self._client.init_weight_transfer_engine({})
 
     def send(self) -> SyncStats:
-        """Hand over all weights in packed buckets."""
+        """Hand over all weights in packed buckets.
+
+        Raises:
+            WeightSyncError: an engine refused a bucket.
+        """
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerSendWeightsArgs, IPCWeightTransferEngine
 
         started = time.perf_counter()
-        self._num_buckets = 0
+        self._num_buckets, self._failure = 0, None
         if self._is_sender:
             self._client.start_weight_update()
         arguments = IPCTrainerSendWeightsArgs(
             send_mode=self._update, packed=True, packed_buffer_size_bytes=self._bucket_bytes
         )
         IPCWeightTransferEngine.trainer_send_weights(iter(self._source), arguments)
+        if self._failure is not None:
+            raise self._failure
         if self._is_sender:
             self._client.finish_weight_update()
         return SyncStats(
@@ -125,5 +133,11 @@ class IpcSender:
         """Nothing is held between updates."""
 
     def _update(self, info: Any) -> None:
+        """Called for every bucket in the middle of a collective, which has to go on when an engine fails."""
+        if self._failure is not None:
+            return
         self._num_buckets += 1
-        self._client.update_weights({name: value for name, value in asdict(info).items() if value is not None})
+        try:
+            self._client.update_weights({name: value for name, value in asdict(info).items() if value is not None})
+        except MRPOError as error:
+            self._failure = error

@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class ShmBuffer:
 
     def __init__(self, size: int) -> None:
         """Raises `ResourceError` where the shared memory is too small."""
-        self.path = SHM_FOLDER / f"mrpo-weights-{uuid.uuid4().hex}"
+        self.path = SHM_FOLDER / f"mrpo-weights-{os.getpid()}-{uuid.uuid4().hex}"
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             # Without it a full /dev/shm would kill the process at the first write.
@@ -98,16 +99,18 @@ class ShmSender:
             ResourceError: the shared memory is too small.
         """
         started = time.perf_counter()
-        if not self._is_sender:
-            for _ in self._source:
-                pass
-            return SyncStats(num_bytes=0, num_buckets=0, seconds=time.perf_counter() - started)
+        buckets: list[list[WeightMeta]] = []
+        weights = iter(self._source)
         try:
-            buckets = self._plan()
-            self._client.start_weight_update()
-            self._send_buckets(buckets)
-            self._client.finish_weight_update()
+            if self._is_sender:
+                buckets = self._plan()
+                self._client.start_weight_update()
+                self._send_buckets(buckets, weights)
+                self._client.finish_weight_update()
         finally:
+            # The other ranks gather all weights, whatever happens here; a rank that stopped would fall out of step.
+            for _ in weights:
+                pass
             # Between updates nothing is left behind, not even by a process that is killed.
             self.close()
         return SyncStats(
@@ -138,8 +141,7 @@ class ShmSender:
             self._buffers.append(ShmBuffer(largest))
         return buckets
 
-    def _send_buckets(self, buckets: list[list[WeightMeta]]) -> None:
-        weights = iter(self._source)
+    def _send_buckets(self, buckets: list[list[WeightMeta]], weights: Iterator[tuple[str, Tensor]]) -> None:
         sent: list[Future[None]] = []
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-send") as sender:
             for number, bucket in enumerate(buckets):

@@ -18,6 +18,7 @@ import ray
 import torch
 from learner_world import build_world, completions, make, spec, to_score
 from safetensors.torch import load_file
+from weight_receiver_fake import receiver_class
 
 from learner.checkpoint import load
 from learner.group import DeepSpeedLearner
@@ -55,58 +56,6 @@ def run(settings: LearnerSpec, work: Callable[[DeepSpeedLearner], Awaitable[Any]
     return asyncio.run(inside())
 
 
-def engine_class() -> type[Any]:
-    """Made in a function, so that Ray sends its code along: workers cannot import a test module."""
-
-    class Engine:
-        """Receives weights as an engine does."""
-
-        def __init__(self, fail: bool = False) -> None:
-            self.calls: list[str] = []
-            self.weights: dict[str, torch.Tensor] = {}
-            self.paths: set[str] = set()
-            self.fail = fail
-
-        def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-            from mrpo.host import host_id
-
-            assert init_info == {"host": host_id()}
-            self.calls.append("init")
-
-        def start_weight_update(self) -> None:
-            self.calls.append("start")
-
-        def update_weights(self, update_info: dict[str, Any]) -> None:
-            import mmap
-            import zlib
-
-            if self.fail:
-                raise RuntimeError("engine on fire")
-            with open(update_info["path"], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                data = bytearray(view[: update_info["num_bytes"]])
-            assert zlib.crc32(data) == update_info["checksum"]
-            fields = ("names", "dtypes", "shapes", "offsets")
-            for name, dtype_name, shape, offset in zip(*(update_info[field] for field in fields), strict=True):
-                dtype = getattr(torch, dtype_name)
-                flat = torch.frombuffer(data, dtype=dtype, count=torch.Size(shape).numel(), offset=offset)
-                self.weights[name] = flat.view(shape).clone()
-            self.paths.add(update_info["path"])
-            self.calls.append("update")
-
-        def finish_weight_update(self) -> None:
-            self.calls.append("finish")
-
-        def report(self) -> tuple[list[str], dict[str, torch.Tensor], set[str]]:
-            return self.calls, self.weights, self.paths
-
-    return Engine
-
-
-def engines(*fail: bool) -> list[Any]:
-    actor = ray.remote(engine_class())
-    return [actor.options(num_cpus=0).remote(flag) for flag in fail]
-
-
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
     """Losses, gradient norms and log-probs on two ranks equal those of one, which can resume what two have saved."""
@@ -126,6 +75,8 @@ def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
         load(resumed, tmp_path)
         assert_same(await learner.step(samples, progress=0.5), train_step(resumed, samples, progress=0.5))
 
+        await check_weights(learner, tmp_path)
+
         single = await learner.step(samples[:1], progress=0.5)
         assert single.num_tokens == len(samples[0].completion_token_ids), "fewer completions than ranks"
         # Only one of the ranks meets this image.
@@ -137,7 +88,30 @@ def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
             await learner.step([bad, *samples[1:]], progress=0.5)
         assert (await learner.step(samples, progress=0.5)).grad_norm > 0, "the group works on after an error"
 
-    run(spec(world, num_ranks=2, zero_stage=stage, tokens_per_micro_batch=60), on_two_ranks)
+    run(spec(world, num_ranks=2, zero_stage=stage, tokens_per_micro_batch=60, bucket_mib=0.7), on_two_ranks)
+
+
+async def check_weights(learner: DeepSpeedLearner, folder: Path) -> None:
+    """Two engines get the weights under their checkpoint names; one that refuses leaves no shared memory taken."""
+    actor = ray.remote(receiver_class()).options(num_cpus=0)
+    receivers = [actor.remote() for _ in range(2)]
+    await learner.connect(receivers, transfer=WeightTransfer.SHM)
+    fresh = folder / "after"
+    fresh.mkdir()
+    await learner.save(str(fresh))
+    stats = await learner.publish()
+    expected = load_file(fresh / "hf" / "model.safetensors")
+    assert stats["bytes"] == sum(tensor.nbytes for tensor in expected.values())
+    for receiver in receivers:
+        calls, weights, _ = await receiver.report.remote()
+        assert calls == ["init", "start", *["update"] * int(stats["buckets"]), "finish"]
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    await learner.connect([receivers[0], actor.remote(fail=True)], transfer=WeightTransfer.SHM)
+    with pytest.raises(WeightSyncError, match="engine on fire"):
+        await learner.publish()
+    _, _, paths = await receivers[0].report.remote()
+    assert not any(Path(path).exists() for path in paths)
 
 
 def assert_same(mine: LearnStats, other: LearnStats) -> None:
@@ -145,39 +119,6 @@ def assert_same(mine: LearnStats, other: LearnStats) -> None:
     assert mine.grad_norm == pytest.approx(other.grad_norm, rel=1e-5)
     assert mine.entropy == pytest.approx(other.entropy, rel=1e-5)
     assert (mine.num_tokens, mine.lr) == (other.num_tokens, other.lr)
-
-
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 2), (2, 3)])
-def test_weights_reach_every_engine_under_their_checkpoint_names(
-    world: Path, tmp_path: Path, num_ranks: int, stage: int
-) -> None:
-    receivers = engines(False, False)
-    before = set(Path("/dev/shm").glob("mrpo-weights-*"))
-
-    async def work(learner: DeepSpeedLearner) -> dict[str, float]:
-        await learner.connect(receivers, transfer=WeightTransfer.SHM)
-        await learner.step(completions(world), progress=0.0)
-        await learner.publish()
-        await learner.save(str(tmp_path))
-        stats = dict(await learner.publish())
-        await learner.connect(engines(False, True), transfer=WeightTransfer.SHM)
-        with pytest.raises(WeightSyncError, match="engine on fire"):
-            await learner.publish()
-        assert set(Path("/dev/shm").glob("mrpo-weights-*")) <= before, "a failure leaves no shared memory"
-        return stats
-
-    stats = run(spec(world, num_ranks=num_ranks, zero_stage=stage, bucket_mib=0.7), work)
-    expected = load_file(tmp_path / "hf" / "model.safetensors")
-    assert stats["buckets"] > 2
-    assert stats["bytes"] == sum(tensor.nbytes for tensor in expected.values())
-    for receiver in receivers:
-        calls, weights, paths = ray.get(receiver.report.remote())
-        one_update = ["start", *["update"] * int(stats["buckets"]), "finish"]
-        assert calls == ["init", *one_update, *one_update]
-        assert weights.keys() == expected.keys()
-        assert all(torch.equal(weights[name], expected[name]) for name in expected)
-        assert len(paths) == 4, "two alternating buffers an update"
-        assert not any(Path(path).exists() for path in paths)
 
 
 def test_a_group_that_finds_no_place_says_what_it_needs(world: Path) -> None:
