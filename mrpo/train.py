@@ -18,7 +18,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from mrpo.compose import compose_config, resume_config
-from mrpo.config import Config, plain
+from mrpo.config import Config, Device, plain
 from mrpo.console import Console
 from mrpo.controller import Controller, StopRequested
 from mrpo.data.load import Dataset, load_dataset
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     started = time.time()
     try:
         config = configure(arguments)
+        if config.cluster.device == Device.CPU:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches, and says so on the console
         check_writable(config.runs_dir)
         check_memory(config)
         check_local_gpus(config)
@@ -210,8 +212,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's warning about a future default
 
 
 if __name__ == "__main__":
