@@ -6,10 +6,12 @@ import logging
 import os
 import socket
 from datetime import timedelta
-
-import torch
+from typing import TYPE_CHECKING
 
 from mrpo.config import Device
+
+if TYPE_CHECKING:
+    import torch
 
 COLLECTIVE_TIMEOUT_S = 3600  # ranks wait that long for rank 0, which writes checkpoints
 
@@ -40,6 +42,7 @@ def join_group(*, rank: int, world_size: int, address: str, port: int, device: D
     """Enter the process group and return the device of this rank; blocks until all ranks are there."""
     import deepspeed
     import deepspeed.ops
+    import torch
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
     from deepspeed.utils import logger
 
