@@ -147,6 +147,7 @@ class FakeJudge:
 
     diary: list[str] = field(default_factory=list)
     latency_s: float = 0.0
+    give_up_s: float = 0.0  # what a cancelled call still takes
     failing: Callable[[JudgeRequest], FailureReason | None] = lambda request: None
     started: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[JudgeRequest] = field(default_factory=list)
@@ -162,6 +163,9 @@ class FakeJudge:
         started_s = time.time()
         try:
             await asyncio.sleep(self.latency_s)
+        except asyncio.CancelledError:
+            await asyncio.sleep(self.give_up_s)
+            raise
         finally:
             self.in_flight -= 1
         reason = self.failing(request)

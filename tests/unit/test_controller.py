@@ -34,6 +34,7 @@ from mrpo.run_reading import list_checkpoints, list_evaluations, read_metrics
 from mrpo.types import Example, FailureReason, JudgeRequest, RolloutRequest
 
 G = 4
+PATIENCE_S = 10.0
 RIGHT = write_completion(QuestionKind.SIDE, TRUTH, "think")
 WRONG = write_completion(QuestionKind.SIDE, replace(TRUTH, side="left"), "think")
 WORSE = write_completion(QuestionKind.SIDE, replace(TRUTH, side="left", modality="CT", organ="liver"), "think")
@@ -70,7 +71,8 @@ class World:
 
         async def body() -> None:
             try:
-                await self.controller.run()
+                async with asyncio.timeout(PATIENCE_S):
+                    await self.controller.run()
             finally:
                 left = asyncio.all_tasks() - {asyncio.current_task()}
                 assert not left, left
@@ -393,6 +395,7 @@ def test_a_weight_update_that_does_not_arrive_stops_the_run(tmp_path: Path) -> N
 def test_a_stop_gives_up_the_step_in_hand_and_saves_the_steps_done(tmp_path: Path) -> None:
     world = make_world(tmp_path, with_config(num_steps=9))
     world.judge.latency_s = 0.02
+    world.judge.give_up_s = 0.02
 
     def stop_in_the_third_step() -> None:
         if len(world.learner.batches) == 2:
@@ -409,7 +412,7 @@ def test_a_stop_gives_up_the_step_in_hand_and_saves_the_steps_done(tmp_path: Pat
 
 def test_a_stop_while_only_the_judge_is_waited_for(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    world.judge.latency_s = 30.0
+    world.judge.latency_s = 10 * PATIENCE_S
 
     def stop_soon_after_the_last(num_ended: int) -> None:
         if num_ended == 2 * G - 1:
@@ -444,7 +447,8 @@ def test_a_stop_during_an_evaluation(tmp_path: Path) -> None:
 def test_a_dying_engine_cancels_the_outstanding_judgements(tmp_path: Path) -> None:
     """`World.run` checks that no task outlives the error."""
     world = make_world(tmp_path)
-    world.judge.latency_s = 30.0
+    world.judge.latency_s = 10 * PATIENCE_S
+    world.judge.give_up_s = 0.02
     world.rollout.fail_after = 5
     with pytest.raises(ConnectionError, match="engine died"):
         world.run()
