@@ -187,7 +187,7 @@ class DataConfig:
     test_file: str = "test.jsonl"
     num_train: PositiveInt | None = 2048  # questions used; null: all
     num_test: PositiveInt | None = 500
-    seed: int = 0  # of the phantom generator
+    seed: NonNegativeInt = 0  # of the phantom generator
     noise: NonNegative = 0.06  # standard deviation of the phantom's pixel noise, share of full scale
     max_bad_rows: NonNegativeInt = 0  # unreadable rows tolerated (each reported) before the command fails
     shuffle: bool = True
@@ -368,7 +368,7 @@ class Config:
     """A run. Written resolved into the run folder; holds no secret."""
 
     experiment: str = "phantom"
-    seed: int = 0
+    seed: NonNegativeInt = 0
     num_steps: PositiveInt = 140  # optimizer steps
     runs_dir: str = "runs"
     cache_dir: str = "~/.cache/mrpo"  # phantom scans and warm-started toys, by content hash

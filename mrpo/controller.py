@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from mrpo.config import Config
-from mrpo.errors import JudgeUnavailableError, MRPOError
+from mrpo.errors import EngineError, JudgeUnavailableError, MRPOError, WeightSyncError
 from mrpo.eval.record import EvalRecord
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
@@ -86,6 +86,7 @@ class Controller:
             StopRequested: `stop` was set; what was done so far is in a checkpoint.
             ParityError: learner and engine disagree.
             JudgeUnavailableError: too many judgements of a step failed; a checkpoint was saved.
+            EngineError: an engine died or stalled; a checkpoint was saved.
         """
         config, resumed = self.config, self.step > 0
         await self.sync()
@@ -101,7 +102,7 @@ class Controller:
                 is_final = config.eval.after and self.step == config.num_steps  # "after" then says the same
                 if config.eval.every_steps and self.step % config.eval.every_steps == 0 and not is_final:
                     await self.evaluate(f"step_{self.step}")
-        except (StopRequested, JudgeUnavailableError):
+        except (StopRequested, JudgeUnavailableError, EngineError):
             await self.save()
             raise
         await self.save()
@@ -128,6 +129,8 @@ class Controller:
         self.step += 1
         if samples:
             sync_s = await self.sync()
+        else:
+            await self.rollout.set_policy_version(self.step)
         step_s = time.time() - started_s
         metrics = step_metrics(
             batch.traces,
@@ -150,6 +153,11 @@ class Controller:
         completions: dict[str, Completion] = {}
         try:
             async for completion in self.rollout.generate(requests):
+                if completion.policy_version != self.step:
+                    raise WeightSyncError(
+                        f"{completion.key} was sampled by policy version {completion.policy_version}, expected "
+                        f"{self.step}; an engine missed a weight update"
+                    )
                 completions[completion.key] = completion
                 example = prompts[completion.prompt_id]
                 judging[completion.key] = asyncio.create_task(_ruling(judge, completion, example))

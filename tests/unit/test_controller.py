@@ -25,7 +25,7 @@ from mrpo.config import (
     plain,
 )
 from mrpo.controller import Controller, Recorder, StopRequested
-from mrpo.errors import JudgeUnavailableError, ParityError
+from mrpo.errors import EngineError, JudgeUnavailableError, ParityError, WeightSyncError
 from mrpo.phantom.language import QuestionKind, write_completion
 from mrpo.rewards.answer import build_answer_reward
 from mrpo.rows import read_rows
@@ -305,7 +305,7 @@ def test_a_failed_judgement_ends_the_run_under_fail_with_a_checkpoint(tmp_path: 
     world.judge.failing = first_of_each_group
     with pytest.raises(JudgeUnavailableError, match="on_failure=fail"):
         world.run()
-    assert world.recorder.checkpoints == [0]
+    assert world.recorder.checkpoints == [2]
     assert world.learner.batches == []
 
 
@@ -346,6 +346,32 @@ def test_a_step_whose_groups_are_all_dropped_counts_without_an_update(tmp_path: 
     assert world.recorder.checkpoints == [3]
     prompts = [{request.prompt_id for request in requests} for requests in world.training_requests]
     assert prompts[1].isdisjoint(prompts[0] | prompts[2]), "its questions count as asked"
+    versions = [entry for entry in world.diary if entry.startswith("version")]
+    assert versions == [f"version {step}" for step in range(4)], "the engines' count follows the steps all the same"
+
+
+def test_completions_of_another_policy_version_stop_the_run(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+
+    def fall_behind(number: int) -> None:
+        world.rollout.policy_version = world.controller.step - 1
+
+    world.rollout.on_ended = fall_behind
+    with pytest.raises(WeightSyncError, match=r"policy version -1, expected 0"):
+        world.run()
+    assert world.learner.batches == []
+
+
+def test_an_engine_error_ends_the_run_after_a_checkpoint(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+
+    def die() -> None:
+        raise EngineError("engine-0 died")
+
+    world.rollout.on_ended = on_the_third(die)
+    with pytest.raises(EngineError, match="engine-0 died"):
+        world.run()
+    assert world.recorder.checkpoints == [0]
 
 
 # Weights
@@ -422,7 +448,7 @@ def test_a_stop_while_only_the_judge_is_waited_for(tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         world.run()
     assert len(world.judge.calls) == 2 * G
-    assert world.recorder.checkpoints == [0]
+    assert world.recorder.checkpoints == [2]
 
 
 def test_a_stop_between_steps_starts_no_other(tmp_path: Path) -> None:
