@@ -305,7 +305,7 @@ def test_a_failed_judgement_ends_the_run_under_fail_with_a_checkpoint(tmp_path: 
     world.judge.failing = first_of_each_group
     with pytest.raises(JudgeUnavailableError, match="on_failure=fail"):
         world.run()
-    assert world.recorder.checkpoints == [2]
+    assert world.recorder.checkpoints == [0]
     assert world.learner.batches == []
 
 
@@ -448,7 +448,7 @@ def test_a_stop_while_only_the_judge_is_waited_for(tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         world.run()
     assert len(world.judge.calls) == 2 * G
-    assert world.recorder.checkpoints == [2]
+    assert world.recorder.checkpoints == [0]
 
 
 def test_a_stop_between_steps_starts_no_other(tmp_path: Path) -> None:
