@@ -35,22 +35,16 @@ def load_dataset(config: Config) -> Dataset:
     """
     data = config.data
     checks = RowChecks(max_bad_rows=data.max_bad_rows)
-    warm: list[Example] = []
+    # A toy policy learns to see and speak on phantoms, whatever it is asked afterwards.
+    warm = _phantoms(config, {"warm": config.model.warm_start.num_scans}, checks)["warm"] if _is_toy(config) else []
     match data.kind:
         case DataKind.PHANTOM:
-            counts = {"warm": config.model.warm_start.num_scans, "train": data.num_train, "test": data.num_test}
-            unset = [name for name, count in counts.items() if count is None]
-            if unset:
-                raise DataError(f"data.num_{unset[0]}=null: phantoms are generated, so say how many")
-            root = ensure_phantom(
-                Path(config.cache_dir).expanduser(),
-                counts={name: count for name, count in counts.items() if count is not None},
-                seed=data.seed,
-                noise=data.noise,
-            )
-            train, test, warm = (
-                read_jsonl(root / f"{split}.jsonl", root=root, checks=checks) for split in ("train", "test", "warm")
-            )
+            if data.num_train is None or data.num_test is None:
+                unset = "data.num_train" if data.num_train is None else "data.num_test"
+                raise DataError(f"{unset}=null: phantoms are generated, so say how many")
+            root = Path(config.cache_dir)
+            splits = _phantoms(config, {"train": data.num_train, "test": data.num_test}, checks)
+            train, test = splits["train"], splits["test"]
         case DataKind.JSONL:
             root = require_folder(data.root, "data.root")
             train = read_jsonl(root / data.train_file, root=root, checks=checks)
@@ -68,3 +62,14 @@ def load_dataset(config: Config) -> Dataset:
     if not test and (config.eval.before or config.eval.after or config.eval.every_steps):
         raise DataError(f"{root}: no test questions; switch eval.before and eval.after off or add some")
     return Dataset(train=train, test=test, warm=warm, bad_rows=checks.bad_rows)
+
+
+def _is_toy(config: Config) -> bool:
+    return config.model.path is None
+
+
+def _phantoms(config: Config, counts: dict[str, int], checks: RowChecks) -> dict[str, list[Example]]:
+    """Phantom splits from the cache, drawn first where they are not there."""
+    cache = Path(config.cache_dir).expanduser()
+    root = ensure_phantom(cache, counts=counts, seed=config.data.seed, noise=config.data.noise)
+    return {split: read_jsonl(root / f"{split}.jsonl", root=root, checks=checks) for split in counts}
