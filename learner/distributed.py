@@ -8,7 +8,7 @@ import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from mrpo.config import Device
+from mrpo.config import Device, LearnerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -23,18 +23,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def threads_of_rank(learner: LearnerConfig) -> int:
+    """Torch threads of a rank on CPU: as configured, or this machine's cores shared among the ranks.
+
+    Ray gives an actor that claims one CPU one thread; but while the learner works, the engines wait for it.
+    """
+    return learner.num_threads or max(1, (os.cpu_count() or 1) // learner.num_ranks)
+
+
 def environment(device: Device, num_threads: int) -> dict[str, str]:
     """Variables a rank's process needs before it imports torch or DeepSpeed.
 
     Args:
         device: where the rank computes.
-        num_threads: of torch on CPU; 0 leaves the choice to torch.
+        num_threads: of torch on CPU.
     """
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if device == Device.CPU:
         variables["DS_ACCELERATOR"] = "cpu"
-        if num_threads:
-            variables["OMP_NUM_THREADS"] = str(num_threads)
+        variables["OMP_NUM_THREADS"] = str(num_threads)
     return variables
 
 

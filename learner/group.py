@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.actor import LearnerActor
-from learner.distributed import environment
+from learner.distributed import environment, threads_of_rank
 from learner.spec import LearnerSpec
 from mrpo.config import Device, WeightTransfer
 from mrpo.errors import MRPOError, ResourceError
@@ -72,7 +72,7 @@ class DeepSpeedLearner:
                 num_cpus=resources["CPU"],
                 num_gpus=resources.get("GPU", 0.0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, rank),
-                runtime_env={"env_vars": environment(self._spec.device, self._spec.learner.num_threads)},
+                runtime_env={"env_vars": environment(self._spec.device, threads_of_rank(self._spec.learner))},
             )
             .remote(self._spec, rank)
         )

@@ -13,6 +13,7 @@ import deepspeed
 import numpy as np
 import torch
 
+from learner.distributed import threads_of_rank
 from learner.images import ImageStore
 from learner.inputs import InputBuilder
 from learner.model import family_in, freeze_vision, load_model, load_processor, torch_dtype
@@ -57,8 +58,8 @@ def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.d
         ConfigError: unsupported family, dtype or combination of settings.
     """
     learner = spec.learner
-    if device.type == "cpu" and learner.num_threads:
-        torch.set_num_threads(learner.num_threads)
+    if device.type == "cpu":
+        torch.set_num_threads(threads_of_rank(learner))
     seed_everything(spec.seed)
     family = family_in(spec.model_folder)
     dtype = torch_dtype(learner.dtype, device)

@@ -275,7 +275,7 @@ class LearnerConfig:
     max_grad_norm: Positive = 1.0
     tokens_per_micro_batch: PositiveInt = 4096  # prompt and completion, padding included
     logprob_chunk_tokens: PositiveInt = 2048  # tokens whose logits exist at one time
-    num_threads: NonNegativeInt = 0  # torch threads of a rank on CPU; 0: torch's choice
+    num_threads: NonNegativeInt = 0  # torch threads of a rank on CPU; 0: the machine's cores shared among the ranks
     bucket_mib: Positive = 64.0  # weights are published in buckets of about this size
     start_timeout_s: Positive = 300.0
 
