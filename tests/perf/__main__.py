@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrpo.rows import read_rows
 from mrpo.run_reading import read_metrics
 from tests.perf.peer import time_peer_steps
 
@@ -35,6 +36,7 @@ def main() -> int:
         checkpoint = sorted((Path(runs) / "fast").glob("*/*/checkpoints/*/hf"))[-1]
         peer = time_peer_steps(checkpoint, num_steps=NUM_STEPS - SKIPPED)
         slow = run_steps(Path(runs) / "slow", f"judge.oracle.latency_s={JUDGE_LATENCY_S}")
+        delays = judge_delays(Path(runs) / "slow")
     report("step, no judge latency", fast, "time/step_s")
     for part in ("rollout", "judge", "learn", "sync"):
         report(f"  {part}", fast, f"time/{part}_s")
@@ -46,6 +48,7 @@ def main() -> int:
     report("  generation", slow, "time/rollout_s")
     report("  judging after generation", slow, "time/judge_s")
     report("  share of judging that generation hid", slow, "judge/overlap_share")
+    logger.info("%-40s %s", "  from a completion's end to its judge call, s", spread(delays))
     theirs = statistics.median(row["time/step_s"] for row in slow)
     logger.info("%-40s %.2f", "added by the latency, s", theirs - ours)
     return 0
@@ -59,6 +62,13 @@ def run_steps(runs: Path, *overrides: str) -> list[dict[str, float]]:
     (folder,) = runs.glob("*/*/")
     rows = read_metrics(folder).rows[SKIPPED:]
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def judge_delays(runs: Path) -> list[float]:
+    """Seconds between the end of each completion and the call to the judge, over the counted steps."""
+    files = sorted(runs.glob("*/*/rollouts/*.parquet"))[SKIPPED:]
+    rows = [row for file in files for row in read_rows(file)]
+    return [row.judge_started_s - row.rollout_ended_s for row in rows if row.judge_started_s is not None]
 
 
 def report(label: str, rows: Sequence[dict[str, float]], name: str) -> None:
