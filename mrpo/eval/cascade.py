@@ -30,26 +30,6 @@ class FarBin:
     num: int  # completions behind the mean
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CascadeSummary:
-    """The cascade measures of a set of judged completions."""
-
-    num_completions: int  # with at least one step
-    num_failing: int  # with at least one invalid step
-    stage_counts: dict[Stage, int]  # sum to num_failing
-    mean_first_failure_point: float | None
-    mean_far: float | None
-    far_curve: list[FarBin]
-
-    def share_of_failing(self, stage: Stage) -> float | None:
-        """Share of the failing completions that first fail in that stage; None where none fails."""
-        return self.stage_counts[stage] / self.num_failing if self.num_failing else None
-
-    def share_of_all(self, stage: Stage) -> float | None:
-        """Share of all completions that first fail in that stage; None where there is no completion."""
-        return self.stage_counts[stage] / self.num_completions if self.num_completions else None
-
-
 def first_failure_point(verdicts: Sequence[bool]) -> float | None:
     """(k* − 1)/(K − 1) of the first invalid step k*, in [0, 1]; 0 where K = 1; None where all steps are valid."""
     first = _first_failure(verdicts)
@@ -87,22 +67,6 @@ def far_curve(all_verdicts: Iterable[Sequence[bool]]) -> list[FarBin]:
         FarBin(low=index / NUM_FAR_BINS, high=(index + 1) / NUM_FAR_BINS, mean_far=_mean(values), num=len(values))
         for index, values in enumerate(rates)
     ]
-
-
-def summarise_cascades(all_verdicts: Iterable[Sequence[bool]]) -> CascadeSummary:
-    """All measures over many completions; those without a step are left out."""
-    judged = [verdicts for verdicts in all_verdicts if verdicts]
-    stages = [stage for stage in map(failure_stage, judged) if stage is not None]
-    points = [point for point in map(first_failure_point, judged) if point is not None]
-    rates = [rate for rate in map(failure_accumulation_rate, judged) if rate is not None]
-    return CascadeSummary(
-        num_completions=len(judged),
-        num_failing=len(stages),
-        stage_counts={stage: stages.count(stage) for stage in Stage},
-        mean_first_failure_point=_mean(points),
-        mean_far=_mean(rates),
-        far_curve=far_curve(judged),
-    )
 
 
 def _first_failure(verdicts: Sequence[bool]) -> int | None:

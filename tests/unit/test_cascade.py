@@ -12,7 +12,6 @@ from mrpo.eval.cascade import (
     failure_stage,
     far_curve,
     first_failure_point,
-    summarise_cascades,
 )
 
 
@@ -56,24 +55,6 @@ def test_points_on_an_edge_fall_into_the_bin_above(scale: int, index: int) -> No
     num_before, num_steps = index * scale, 5 * scale + 1
     curve = far_curve([[True] * num_before + [False] * (num_steps - num_before)])
     assert [item.num for item in curve] == [int(position == index) for position in range(5)]
-
-
-def test_summary_over_failing_and_over_all() -> None:
-    summary = summarise_cascades(map(verdicts, ["xvv", "xxv", "vxv", "vvv", "vvx", ""]))
-    assert (summary.num_completions, summary.num_failing) == (5, 4)
-    assert summary.stage_counts == {Stage.EARLY: 2, Stage.MID: 1, Stage.LATE: 1}
-    assert summary.share_of_failing(Stage.EARLY) == 0.5
-    assert summary.share_of_all(Stage.EARLY) == 0.4
-    assert summary.mean_first_failure_point == pytest.approx((0 + 0 + 0.5 + 1) / 4)
-    assert summary.mean_far == pytest.approx((0.0 + 0.5 + 0.0) / 3)
-
-
-def test_a_model_that_never_fails_has_no_stages() -> None:
-    summary = summarise_cascades([[True, True]])
-    assert summary.share_of_failing(Stage.EARLY) is None
-    assert summary.share_of_all(Stage.EARLY) == 0.0
-    assert summary.mean_far is None
-    assert summarise_cascades([]).share_of_all(Stage.EARLY) is None
 
 
 @given(st.lists(st.booleans(), max_size=12))
