@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
-from mrpo.config import Config, build_config, default_tree
+from mrpo.config import Config, default_tree
 from mrpo.errors import ConfigError
+from mrpo.validation import build_config
 
 logger = logging.getLogger(__name__)
 CONF = Path(conf.__file__).parent

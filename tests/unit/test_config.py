@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from mrpo.compose import choices, compose_config, resume_config
-from mrpo.config import Config, JudgeKind, Shaping, build_config, default_tree, plain
+from mrpo.config import Config, JudgeKind, Shaping, default_tree, plain
 from mrpo.errors import ConfigError
+from mrpo.validation import build_config
 
 NEEDS = ["data.root=/data", "judge.url=http://localhost:1/v1", "judge.model=judge"]
 

@@ -1,0 +1,92 @@
+"""From a composed tree to a checked `Config`: unknown keys, wrong types and contradictions end here, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from pydantic import ValidationError
+
+from mrpo.config import Config, DataKind, Device, JudgeKind, WeightTransfer
+from mrpo.errors import ConfigError
+
+
+def build_config(tree: Mapping[str, Any]) -> Config:
+    """Turn a composed tree into a checked `Config`.
+
+    Raises:
+        ConfigError: unknown key, wrong type or contradiction; one line with field, value and remedy.
+    """
+    try:
+        config = Config(**tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+    check_contradictions(config)
+    return config
+
+
+def _explain(item: Any) -> str:
+    """One pydantic finding in a user's words."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(path, _all_paths(Config), n=1, cutoff=0.5)
+        return f"unknown setting {path!r}" + (f"; did you mean {near[0]!r}?" if near else "; see mrpo/config.py")
+    return f"{path}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _all_paths(cls: type, prefix: str = "") -> list[str]:
+    hints = get_type_hints(cls)
+    paths: list[str] = []
+    for item in fields(cls):
+        paths.append(prefix + item.name)
+        if is_dataclass(hints[item.name]):
+            paths += _all_paths(hints[item.name], f"{prefix}{item.name}.")
+    return paths
+
+
+def check_contradictions(config: Config) -> None:
+    """Refuse settings that are fine one by one and wrong together.
+
+    Raises:
+        ConfigError: the first contradiction found.
+    """
+    rollout, judge, cluster, data = config.rollout, config.judge, config.cluster, config.data
+    if judge.kind == JudgeKind.OPENAI_COMPATIBLE and not (judge.url and judge.model):
+        raise ConfigError(
+            "judge.kind=openai_compatible needs judge.url (e.g. http://host:8000/v1) and judge.model; "
+            f"got url={judge.url!r}, model={judge.model!r}"
+        )
+    if judge.kind == JudgeKind.ORACLE and data.kind != DataKind.PHANTOM:
+        raise ConfigError(
+            f"judge.kind=oracle rules on phantom steps only, but data.kind={data.kind}; "
+            "set judge.kind=openai_compatible or judge.kind=none"
+        )
+    if data.kind != DataKind.PHANTOM and not data.root:
+        raise ConfigError(f"data.kind={data.kind} needs data.root=<folder with the data set>")
+    if cluster.device == Device.CPU and cluster.weight_transfer != WeightTransfer.SHM:
+        raise ConfigError(
+            f"cluster.weight_transfer={cluster.weight_transfer} needs GPUs; with cluster.device=cpu use shm"
+        )
+    if cluster.device == Device.GPU and cluster.weight_transfer == WeightTransfer.SHM:
+        raise ConfigError("cluster.weight_transfer=shm is for CPU engines; with cluster.device=gpu use nccl or ipc")
+    if rollout.max_new_tokens >= rollout.max_model_len:
+        raise ConfigError(
+            f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt in "
+            f"rollout.max_model_len={rollout.max_model_len}; raise max_model_len"
+        )
+    if rollout.max_staleness > 0:
+        raise ConfigError(
+            f"rollout.max_staleness={rollout.max_staleness}: only 0 (strictly on-policy) is implemented; set it to 0"
+        )
+    if config.reward.min_steps > config.reward.max_steps:
+        raise ConfigError(
+            f"reward.min_steps={config.reward.min_steps} is above reward.max_steps={config.reward.max_steps}"
+        )
+    if (rollout.temperature != 1.0 or rollout.top_p != 1.0) and rollout.max_staleness > 0:
+        raise ConfigError("an importance ratio needs rollout.temperature=1 and rollout.top_p=1")
+    if data.num_train is not None and data.num_train < rollout.prompts_per_step:
+        raise ConfigError(
+            f"data.num_train={data.num_train} is less than rollout.prompts_per_step={rollout.prompts_per_step}"
+        )
