@@ -107,7 +107,7 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     @staticmethod
     def trainer_send_weights(iterator: Iterator[Any], trainer_args: dict[str, Any] | Any) -> None:
         """The learner has its own sender, which needs no vLLM in its process."""
-        raise NotImplementedError("weights are sent by the learner's weight publisher")
+        raise WeightSyncError("weights are sent by learner.shm_sender, not through vLLM")
 
 
 def _read_bucket(bucket: ShmUpdateInfo) -> bytearray:
