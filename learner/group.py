@@ -20,7 +20,7 @@ from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
 log = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 4.0  # a rank in the middle of a long call is killed: Ctrl-C ends a run within 15 s
 
 
 class DeepSpeedLearner:

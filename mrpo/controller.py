@@ -11,12 +11,12 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from mrpo.config import Config
-from mrpo.errors import EngineError, JudgeUnavailableError, MRPOError, WeightSyncError
+from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError, WeightSyncError
 from mrpo.eval.record import EvalRecord
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
@@ -29,6 +29,7 @@ from mrpo.types import (
     JudgeFailure,
     Judgement,
     JudgeRequest,
+    LearnStats,
     RolloutRequest,
     ScoreSample,
     Verdicts,
@@ -78,36 +79,56 @@ class Controller:
     stop: asyncio.Event
     step: int = 0  # optimizer steps done; also the policy version
     _probe: ScoreSample | None = None
+    _start_step: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start_step = self.step
 
     async def run(self) -> None:
-        """Gate, evaluate, train to the end, evaluate, save.
+        """Gate, evaluate, train to the end, evaluate, save. Whatever ends it early, the steps done are in a checkpoint.
 
         Raises:
-            StopRequested: `stop` was set; what was done so far is in a checkpoint.
+            StopRequested: `stop` was set.
             ParityError: learner and engine disagree.
-            JudgeUnavailableError: too many judgements of a step failed; a checkpoint was saved.
-            EngineError: an engine died or stalled; a checkpoint was saved.
+            JudgeUnavailableError: too many judgements of a step failed.
+            EngineError: an engine died or stalled.
+            WeightSyncError: the new weights did not arrive.
+            NonFiniteError: the learner refused an update; resume goes on from the newest earlier checkpoint.
         """
+        try:
+            await self._run()
+        except NonFiniteError:
+            raise  # the learner refused the update; what it holds is the last checkpoint's business
+        except MRPOError as error:
+            nothing_done = self.step == self._start_step and isinstance(error, ParityError)
+            if not nothing_done:
+                await self._save_after(error)
+            raise
+
+    async def _run(self) -> None:
         config, resumed = self.config, self.step > 0
         await self.sync()
         await self.parity_gate()
         if config.eval.before and not resumed:
             await self.evaluate("before")
-        try:
-            while self.step < config.num_steps:
-                await self.train_step()
-                every = config.checkpoint.every_steps
-                if every and self.step % every == 0 and self.step < config.num_steps:
-                    await self.save()
-                is_final = config.eval.after and self.step == config.num_steps  # "after" then says the same
-                if config.eval.every_steps and self.step % config.eval.every_steps == 0 and not is_final:
-                    await self.evaluate(f"step_{self.step}")
-        except (StopRequested, JudgeUnavailableError, EngineError):
-            await self.save()
-            raise
+        while self.step < config.num_steps:
+            await self.train_step()
+            every = config.checkpoint.every_steps
+            if every and self.step % every == 0 and self.step < config.num_steps:
+                await self.save()
+            is_final = config.eval.after and self.step == config.num_steps  # "after" then says the same
+            if config.eval.every_steps and self.step % config.eval.every_steps == 0 and not is_final:
+                await self.evaluate(f"step_{self.step}")
         await self.save()
         if config.eval.after:
             await self.evaluate("after")
+
+    async def _save_after(self, error: MRPOError) -> None:
+        """Keep the steps done; where even that fails, the first error is still the one to report."""
+        try:
+            await self.save()
+        except MRPOError as second:
+            logger.error("no checkpoint could be saved after %r: %s", type(error).__name__, second)
 
     async def train_step(self) -> None:
         """One optimizer step."""
@@ -127,18 +148,23 @@ class Controller:
         if samples:
             stats = await self.learner.step(samples, progress=self.step / config.num_steps)
         self.step += 1
-        if samples:
-            sync_s = await self.sync()
-        else:
-            await self.rollout.set_policy_version(self.step)
-        step_s = time.time() - started_s
+        try:
+            if samples:
+                sync_s = await self.sync()
+            else:
+                await self.rollout.set_policy_version(self.step)
+        finally:
+            # The update is made: the step is on record even where the engines did not get it.
+            self._record_step(batch, stats, started_s=started_s, sync_s=sync_s)
+
+    def _record_step(self, batch: ScoredBatch, stats: LearnStats | None, *, started_s: float, sync_s: float) -> None:
         metrics = step_metrics(
             batch.traces,
             stats,
-            threshold=config.algorithm.threshold,
+            threshold=self.config.algorithm.threshold,
             started_s=started_s,
             sync_s=sync_s,
-            step_s=step_s,
+            step_s=time.time() - started_s,
         )
         self.recorder.write_rollouts(self.step, batch.traces)
         self.recorder.log_metrics(self.step, metrics)

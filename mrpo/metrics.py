@@ -246,7 +246,6 @@ def judge_metrics(rows: Sequence[TraceRow]) -> dict[str, Metric]:
         "judge/asked": Sum(len(asked)),
         "judge/failure_share": Mean.of(row.judge_failure is not None for row in asked),
         "judge/requests": Sum(sum(row.judge_attempts or 0 for row in asked)),
-        "judge/cached_share": Mean.of(row.judge_attempts == 0 for row in asked),
         "judge/latency_s": Mean.of(waits),
         "judge/latency_max_s": Max.of(waits),
     }

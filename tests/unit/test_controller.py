@@ -25,13 +25,13 @@ from mrpo.config import (
     plain,
 )
 from mrpo.controller import Controller, Recorder, StopRequested
-from mrpo.errors import EngineError, JudgeUnavailableError, ParityError, WeightSyncError
+from mrpo.errors import EngineError, JudgeUnavailableError, NonFiniteError, ParityError, WeightSyncError
 from mrpo.phantom.language import QuestionKind, write_completion
 from mrpo.rewards.answer import build_answer_reward
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import list_checkpoints, list_evaluations, read_metrics
-from mrpo.types import Example, FailureReason, JudgeRequest, RolloutRequest
+from mrpo.types import Example, FailureReason, JudgeRequest, LearnStats, RolloutRequest, TrainSample
 
 G = 4
 PATIENCE_S = 10.0
@@ -412,7 +412,39 @@ def test_a_weight_update_that_does_not_arrive_stops_the_run(tmp_path: Path) -> N
     with pytest.raises(ParityError, match=r"parity\.probe_max_diff"):
         world.run()
     assert len(world.learner.batches) == 2
-    assert sorted(world.recorder.metrics) == [1]
+    assert sorted(world.recorder.metrics) == sorted(world.recorder.rollouts) == [1, 2], "the update was made"
+    assert world.recorder.checkpoints == [2]
+
+
+def test_a_refused_update_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    world = make_world(tmp_path, with_config(num_steps=4, checkpoint={"every_steps": 1}))
+    make_step = world.learner.step
+
+    async def refuse_the_third(samples: Sequence[TrainSample], *, progress: float) -> LearnStats:
+        if world.controller.step == 2:
+            raise NonFiniteError("NaN in q007@0#1")
+        return await make_step(samples, progress=progress)
+
+    world.learner.step = refuse_the_third  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match="q007"):
+        world.run()
+    assert world.recorder.checkpoints == [1, 2]
+
+
+def test_a_stop_in_the_evaluation_before_leaves_a_checkpoint(tmp_path: Path) -> None:
+    world = make_world(tmp_path, with_config(eval={"before": True}))
+    world.judge.latency_s = PATIENCE_S
+    asyncio.run(_stop_when_judged(world))
+    assert world.recorder.checkpoints == [0]
+    assert world.training_requests == []
+
+
+async def _stop_when_judged(world: World) -> None:
+    task = asyncio.create_task(world.controller.run())
+    await world.judge.started.wait()
+    world.controller.stop.set()
+    with pytest.raises(StopRequested):
+        await task
 
 
 # Stopping and failing

@@ -101,7 +101,6 @@ def test_a_step_by_hand() -> None:
         "judge/requests": 4.0,
         "judge/failure_share": 1 / 4,
         "judge/failures/timeout": 1.0,
-        "judge/cached_share": 0.0,
         "judge/latency_s": 0.5,
         "judge/latency_max_s": 0.5,
         "groups/count": 3.0,
