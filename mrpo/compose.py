@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 CONF = Path(conf.__file__).parent
 GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml"))))
 
+FIXED = ("seed", "data", "model", "rollout.prompts_per_step", "rollout.group_size")  # within a run, for exact resume
+
 
 def choices(group: str) -> list[str]:
     """The files of a configuration group."""
@@ -45,7 +47,8 @@ def resume_config(run: Path, overrides: Sequence[str]) -> Config:
     """The configuration of an existing run, with plain value overrides on top.
 
     Raises:
-        ConfigError: as `compose_config`; also a group choice, which cannot change within a run.
+        ConfigError: as `compose_config`; also for a group choice and for what decides data, model or order, which
+            cannot change within a run.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -53,7 +56,8 @@ def resume_config(run: Path, overrides: Sequence[str]) -> Config:
     tree = OmegaConf.create(yaml.safe_load(file.read_text(encoding="utf-8")))
     for override in _parse(overrides):
         name = override.key_or_group
-        if name in GROUPS:
+        fixed = name in FIXED or name.startswith(tuple(f"{group}." for group in FIXED if group in GROUPS))
+        if name in GROUPS or (fixed and name != "data.root"):
             raise ConfigError(f"{name}={override.value()} cannot change when a run is resumed; start a new run for it")
         if name != "resume":
             OmegaConf.update(tree, name, override.value(), force_add=True)

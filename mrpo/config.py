@@ -125,6 +125,14 @@ class Device(StrEnum):
     GPU = "gpu"
 
 
+class Dtype(StrEnum):
+    """Number format of weights and activations."""
+
+    AUTO = "auto"  # float32 on CPU, bfloat16 on GPU
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class WandbMode(StrEnum):
     """Whether and where Weights & Biases logs."""
 
@@ -246,7 +254,7 @@ class RolloutConfig:
     gpu_memory_utilization: Share = 0.85
     kv_cache_gib: PositiveInt = 1  # CPU engines
     enforce_eager: bool = True
-    dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on GPU
+    dtype: Dtype = Dtype.AUTO
     cpu_cores: str | None = None  # cores the engine's threads are bound to, e.g. "0" or "0-3"; null: no binding
     max_staleness: NonNegativeInt = 0  # policy versions a completion may lag behind the learner; 0: strictly on-policy
     start_timeout_s: Positive = 300.0
@@ -261,7 +269,7 @@ class LearnerConfig:
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     cpu_offload: bool = False
     gradient_checkpointing: bool = False
-    dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on GPU
+    dtype: Dtype = Dtype.AUTO
     lr: Positive = 4e-4  # peak, AdamW
     lr_final_share: Share = 0.0  # the linear schedule ends at this share of lr
     warmup_steps: NonNegativeInt = 0

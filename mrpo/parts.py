@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from mrpo.cache import cached_folder
+from mrpo.checkpoint_source import model_type_of
 from mrpo.config import Config, JudgeConfig, JudgeKind
 from mrpo.console import Console
 from mrpo.data.load import Dataset
@@ -48,7 +49,14 @@ class Parts:
 
 @asynccontextmanager
 async def running_parts(
-    config: Config, dataset: Dataset, console: Console, *, log_dir: Path, after_ray: Callable[[], None]
+    config: Config,
+    dataset: Dataset,
+    console: Console,
+    *,
+    model_folder: Path | None,
+    judge_requests_spent: int,
+    log_dir: Path,
+    after_ray: Callable[[], None],
 ) -> AsyncIterator[Parts]:
     """Start everything a training run needs, warm start included; end it all on leaving.
 
@@ -56,7 +64,9 @@ async def running_parts(
         config: of the run.
         dataset: its `warm` scans make the demonstrations of a toy's warm start.
         console: told what starts.
-        log_dir: existing folder for the engines' and ranks' output.
+        model_folder: the policy's checkpoint; None for a toy.
+        judge_requests_spent: HTTP requests of the run's earlier part.
+        log_dir: existing folder for the engines' output.
         after_ray: called once Ray is up (it replaces signal handlers).
 
     Raises:
@@ -64,17 +74,18 @@ async def running_parts(
         UserError: what a part has to say about its configuration.
     """
     async with AsyncExitStack() as stack:
-        stack.callback(end_stray_processes)
+        stack.callback(end_stray_processes, spare=[child.pid for child in psutil.Process().children(recursive=True)])
         with console.stage("Ray"):
             _start_ray(config)
             stack.callback(_stop_ray)
             after_ray()
-        toy = prepare_toy_policy(config, dataset.warm) if config.model.path is None else None
-        folder = str(toy.folder) if toy else str(config.model.path)
-        model_type = config.model.toy_family.value if toy else _model_type(folder)
+        toy = prepare_toy_policy(config, dataset.warm) if model_folder is None else None
+        policy = toy.folder if toy is not None else model_folder
+        assert policy is not None
+        folder, model_type = str(policy), model_type_of(policy)
         try:
             async with asyncio.TaskGroup() as group:
-                judge = group.create_task(_start_judge(config, console, stack))
+                judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
                 rollout = group.create_task(_start_rollout(config, folder, model_type, console, stack, log_dir))
                 learner = group.create_task(_start_learner(config, folder, toy, dataset, console, stack))
         except BaseExceptionGroup as errors:
@@ -87,12 +98,6 @@ async def running_parts(
             ranks_per_engine=config.rollout.tensor_parallel,
         )
         yield parts
-
-
-def _model_type(folder: str) -> str:
-    from transformers import AutoConfig
-
-    return family_of(str(AutoConfig.from_pretrained(folder).model_type)).model_type
 
 
 def _start_ray(config: Config) -> None:
@@ -118,7 +123,9 @@ def _stop_ray() -> None:
     ray.shutdown()
 
 
-async def _start_judge(config: Config, console: Console, stack: AsyncExitStack) -> RayJudgePool | None:
+async def _start_judge(
+    config: Config, console: Console, stack: AsyncExitStack, requests_spent: int
+) -> RayJudgePool | None:
     if config.judge.kind == JudgeKind.NONE:
         console.note("no judge: rewards are answer-only, no step is ruled on")
         return None
@@ -126,7 +133,7 @@ async def _start_judge(config: Config, console: Console, stack: AsyncExitStack) 
 
     with console.stage(f"judge ({config.judge.kind})"):
         endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
-        pool = RayJudgePool(endpoint)
+        pool = RayJudgePool(endpoint, requests_spent=requests_spent)
         stack.callback(pool.close)
         await pool.start()
     return pool
@@ -191,11 +198,16 @@ async def _warm_start(config: Config, learner: DeepSpeedLearner, toy: ToyPolicy,
         cached_folder(toy.warm_folder, lambda target: os.rename(Path(folder) / "hf", target))
 
 
-def end_stray_processes() -> None:
-    """End what this process started and did not end, as a last resort; says so, because nothing should be left."""
-    strays = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
+def end_stray_processes(spare: Sequence[int]) -> None:
+    """End what this process started and did not end, as a last resort; says so, because nothing should be left.
+
+    Args:
+        spare: pids that were there before the parts and belong to others (an experiment tracker's, say).
+    """
+    children = psutil.Process().children(recursive=True)
+    strays = [child for child in children if child.is_running() and child.pid not in spare]
     for child in strays:
-        logger.warning("ending stray process %d (%s)", child.pid, child.name())
+        logger.warning("ending stray process %d", child.pid)
         child.terminate()
     _, alive = psutil.wait_procs(strays, timeout=STRAY_GRACE_S)
     for child in alive:

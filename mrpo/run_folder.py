@@ -180,6 +180,17 @@ class RunFolder:
         found = list_checkpoints(self.path)
         return found[-1] if found else None
 
+    def rewrite_config(self, config_tree: Mapping[str, Any]) -> None:
+        """Put the configuration a resumed run goes on with on record, where it differs from the one before."""
+        path = self.path / "config.yaml"
+        text = yaml.safe_dump(dict(config_tree), sort_keys=False, allow_unicode=True)
+        old = path.read_text(encoding="utf-8").splitlines()
+        changes = [line.strip() for line in text.splitlines() if line not in old]
+        if changes:
+            write_text(path, text)
+            self.config = dict(config_tree)
+            self.event(f"configuration changed on resume: {'; '.join(changes)}")
+
     def rewind(self, step: int) -> None:
         """Forget everything after `step`, so that going on from its checkpoint writes no step twice."""
         rows = read_metrics(self.path).rows

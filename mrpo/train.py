@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console as RichConsole
 from rich.text import Text
 
+from mrpo.checkpoint_source import local_checkpoint
 from mrpo.compose import compose_config, resume_config
 from mrpo.config import Config, Device, plain
 from mrpo.console import Console
@@ -27,10 +28,10 @@ from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.parts import Parts, running_parts
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.report.render import write_report
-from mrpo.rewards import build_answer_reward
+from mrpo.rewards.answer import AnswerReward, build_answer_reward
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder, check_writable, find_resumable
-from mrpo.run_reading import RunStatus
+from mrpo.run_reading import Checkpoint, RunStatus
 from mrpo.tracking import Tracker, make_tracker
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,14 @@ def main(arguments: Sequence[str]) -> int:
         check_memory(config)
         check_local_gpus(config)
         _check_judge(config)
+        model_folder = None if config.model.path is None else local_checkpoint(config.model)
+        answer_reward = build_answer_reward(config.reward)
         dataset = load_dataset(config)
         with Console(config.num_steps) as console:
             _route_logs(console)
             for row in dataset.bad_rows:
                 console.note(f"dropped: {row}")
-            return asyncio.run(_Run(config, dataset, console, started).execute())
+            return asyncio.run(_Run(config, dataset, answer_reward, model_folder, console, started).execute())
     except UserError as error:
         _say_error(error)
         return 2
@@ -105,9 +108,19 @@ def _route_logs(console: Console) -> None:
 class _Run:
     """One run from start to report, with its signals."""
 
-    def __init__(self, config: Config, dataset: Dataset, console: Console, started: float) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        answer_reward: AnswerReward,
+        model_folder: Path | None,
+        console: Console,
+        started: float,
+    ) -> None:
         self.config = config
         self.dataset = dataset
+        self.answer_reward = answer_reward
+        self.model_folder = model_folder
         self.console = console
         self.started = started
         self.stop = asyncio.Event()
@@ -117,34 +130,48 @@ class _Run:
         """Train in a new or resumed run folder; the report is written however training ends."""
         config = self.config
         with self._open_folder() as run:
-            tree = plain(config)
-            tracker = make_tracker(config.wandb, folder=run.path, experiment=config.experiment, config_tree=tree)
             self.console.note(f"run folder: {run.path}")
-            code = 1
             try:
-                code = await self._train(run, tracker)
+                tracker = make_tracker(
+                    config.wandb, folder=run.path, experiment=config.experiment, config_tree=plain(config)
+                )
+                code = 1
+                try:
+                    code = await self._train(run, tracker)
+                finally:
+                    tracker.finish(failed=code == 1)
             except MRPOError as error:
                 run.set_status(RunStatus.INTERRUPTED, str(error))
                 raise
             finally:
-                tracker.finish(failed=code == 1)
                 self._report(run)
             return code
 
     def _open_folder(self) -> RunFolder:
         if self.config.resume is None:
             return RunFolder.create(self.config.runs_dir, self.config.experiment, plain(self.config))
-        return RunFolder.open(self.config.resume)
+        run = RunFolder.open(self.config.resume)
+        run.rewrite_config(plain(self.config))
+        return run
 
     async def _train(self, run: RunFolder, tracker: Tracker) -> int:
         self._catch_signals()
         log_dir = run.path / "logs"
         log_dir.mkdir(exist_ok=True)
+        checkpoint = self._rewind(run)
         try:
             async with running_parts(
-                self.config, self.dataset, self.console, log_dir=log_dir, after_ray=self._catch_signals
+                self.config,
+                self.dataset,
+                self.console,
+                model_folder=self.model_folder,
+                judge_requests_spent=_judge_requests(run),
+                log_dir=log_dir,
+                after_ray=self._catch_signals,
             ) as parts:
-                controller = await self._controller(run, tracker, parts)
+                if checkpoint is not None:
+                    await parts.learner.load(str(checkpoint.path))
+                controller = self._controller(run, tracker, parts, step=checkpoint.step if checkpoint else 0)
                 self.training = True
                 await controller.run()
         except StopRequested as stopped:
@@ -159,15 +186,18 @@ class _Run:
         run.set_status(RunStatus.FINISHED)
         return 0
 
-    async def _controller(self, run: RunFolder, tracker: Tracker, parts: Parts) -> Controller:
-        config, step = self.config, 0
-        checkpoint = run.latest_checkpoint() if config.resume is not None else None
-        if config.resume is not None:
-            step = checkpoint.step if checkpoint else 0
-            run.rewind(step)
-            self.console.note(f"resuming at step {step}")
-        if checkpoint is not None:
-            await parts.learner.load(str(checkpoint.path))
+    def _rewind(self, run: RunFolder) -> Checkpoint | None:
+        """The checkpoint a resumed run goes on from, with all that came after it taken off the record."""
+        if self.config.resume is None:
+            return None
+        checkpoint = run.latest_checkpoint()
+        step = checkpoint.step if checkpoint else 0
+        run.rewind(step)
+        self.console.note(f"resuming at step {step}")
+        return checkpoint
+
+    def _controller(self, run: RunFolder, tracker: Tracker, parts: Parts, *, step: int) -> Controller:
+        config = self.config
         return Controller(
             config=config,
             train=self.dataset.train,
@@ -175,7 +205,7 @@ class _Run:
             rollout=parts.rollout,
             judge=parts.judge,
             learner=parts.learner,
-            answer_reward=build_answer_reward(config.reward),
+            answer_reward=self.answer_reward,
             recorder=run,
             watchers=[self.console, tracker],
             stop=self.stop,
@@ -203,8 +233,19 @@ class _Run:
             file = run.path / "eval" / f"{name}.parquet"
             if file.is_file():
                 evaluations[name] = summarize(read_rows(file))
-        report = write_report(run.path) if evaluations or run.state.step else None
+        report: Path | None = None
+        if evaluations or run.state.step:
+            try:
+                report = write_report(run.path)
+            except MRPOError as error:  # must not hide how the run itself ended
+                logger.error("no report: %s", error)
         self.console.finish(evaluations, report=report, wall_s=time.time() - self.started)
+
+
+def _judge_requests(run: RunFolder) -> int:
+    """HTTP requests to the judge that are on record, for the run's budget."""
+    files = [*(run.path / "rollouts").glob("*.parquet"), *(run.path / "eval").glob("*.parquet")]
+    return sum(row.judge_attempts or 0 for file in files for row in read_rows(file))
 
 
 def _quiet_libraries() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
@@ -84,8 +85,17 @@ def check_contradictions(config: Config) -> None:
         raise ConfigError(
             f"reward.min_steps={config.reward.min_steps} is above reward.max_steps={config.reward.max_steps}"
         )
-    if (rollout.temperature != 1.0 or rollout.top_p != 1.0) and rollout.max_staleness > 0:
-        raise ConfigError("an importance ratio needs rollout.temperature=1 and rollout.top_p=1")
+    if not re.fullmatch(r"sentence|fixed_tokens:[1-9]\d*", config.algorithm.step_strategy):
+        raise ConfigError(
+            f"algorithm.step_strategy={config.algorithm.step_strategy!r} is unknown; use 'sentence' or 'fixed_tokens:N'"
+        )
+    if rollout.tensor_parallel > 1 and cluster.device == Device.CPU:
+        raise ConfigError(
+            f"rollout.tensor_parallel={rollout.tensor_parallel} needs GPUs; with cluster.device=cpu set it to 1"
+        )
+    faults = judge.oracle.error_rate + judge.oracle.rate_limit_rate + judge.oracle.garbage_rate
+    if faults > 1.0:
+        raise ConfigError(f"judge.oracle: error_rate, rate_limit_rate and garbage_rate add up to {faults:g}, above 1")
     if data.num_train is not None and data.num_train < rollout.prompts_per_step:
         raise ConfigError(
             f"data.num_train={data.num_train} is less than rollout.prompts_per_step={rollout.prompts_per_step}"

@@ -35,8 +35,6 @@ def load_dataset(config: Config) -> Dataset:
     """
     data = config.data
     checks = RowChecks(max_bad_rows=data.max_bad_rows)
-    # A toy policy learns to see and speak on phantoms, whatever it is asked afterwards.
-    warm = _phantoms(config, {"warm": config.model.warm_start.num_scans}, checks)["warm"] if _is_toy(config) else []
     match data.kind:
         case DataKind.PHANTOM:
             if data.num_train is None or data.num_test is None:
@@ -61,11 +59,10 @@ def load_dataset(config: Config) -> Dataset:
         )
     if not test and (config.eval.before or config.eval.after or config.eval.every_steps):
         raise DataError(f"{root}: no test questions; switch eval.before and eval.after off or add some")
+    # A toy policy learns to see and speak on phantoms, whatever it is asked afterwards.
+    num_warm = config.model.warm_start.num_scans if config.model.path is None else 0
+    warm = _phantoms(config, {"warm": num_warm}, checks)["warm"] if num_warm else []
     return Dataset(train=train, test=test, warm=warm, bad_rows=checks.bad_rows)
-
-
-def _is_toy(config: Config) -> bool:
-    return config.model.path is None
 
 
 def _phantoms(config: Config, counts: dict[str, int], checks: RowChecks) -> dict[str, list[Example]]:

@@ -82,7 +82,8 @@ def assert_whole_run(folder: Path, num_steps: int) -> None:
 @pytest.fixture(scope="module")
 def whole_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of the default family."""
-    folder, shown = train(cache, tmp_path_factory.mktemp("whole"), *SMALL, f"num_steps={NUM_STEPS}")
+    runs = tmp_path_factory.mktemp("whole")
+    folder, shown = train(cache, runs, *SMALL, f"num_steps={NUM_STEPS}", "wandb.mode=offline")
     assert "evaluation before" in shown
     assert "report:" in shown
     return folder
@@ -90,6 +91,7 @@ def whole_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_qwen2_5_vl_runs_the_whole_loop(whole_run: Path) -> None:
     assert_whole_run(whole_run, NUM_STEPS)
+    assert list((whole_run / "wandb").glob("offline-run-*/*.wandb"))
     rows = [row for number in range(1, NUM_STEPS + 1) for row in read_rows(step_file(whole_run, number))]
     assert len(rows) == NUM_STEPS * 16
     assert {row.policy_version for row in rows} == set(range(NUM_STEPS))  # strictly on-policy: step n by version n - 1
@@ -121,16 +123,8 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_run_goes_on(
         start_new_session=True,
     )
     wait_for_steps(process, tmp_path, 2)
-    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-    started = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everything in the foreground group gets it
-    _, shown = process.communicate(timeout=STOP_LIMIT_S)
-    assert time.monotonic() - started < STOP_LIMIT_S
-    assert process.returncode == 130, shown
+    shown = interrupt(process)
     assert "resume=" in shown
-    time.sleep(1.0)
-    assert [pid for pid in family if is_running(pid)] == []
-    assert list(Path("/dev/shm").glob("mrpo*")) == []
 
     (folder,) = tmp_path.glob("*/*/")
     assert read_state(folder).status == RunStatus.INTERRUPTED
@@ -142,6 +136,39 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_run_goes_on(
     assert resumed == folder
     assert_whole_run(folder, NUM_STEPS)
     assert losses(folder) == losses(whole_run)
+
+
+def test_ctrl_c_during_the_warm_start_ends_as_soon(cache: Path, tmp_path: Path) -> None:
+    """The learner is in the middle of one long call then."""
+    process = subprocess.Popen(
+        command(cache, tmp_path, *SMALL, "seed=9", "model.warm_start.true_steps=5000"),
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("warm start"):
+            break
+    time.sleep(3.0)
+    interrupt(process)
+    (folder,) = tmp_path.glob("*/*/")
+    assert read_state(folder).status == RunStatus.INTERRUPTED
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C: the run must end in time and leave nothing running; returns what it showed."""
+    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everything in the foreground group gets it
+    _, shown = process.communicate(timeout=STOP_LIMIT_S)
+    assert time.monotonic() - started < STOP_LIMIT_S
+    assert process.returncode == 130, shown
+    time.sleep(1.0)
+    assert [pid for pid in family if is_running(pid)] == []
+    assert list(Path("/dev/shm").glob("mrpo*")) == []
+    return shown
 
 
 def wait_for_steps(process: subprocess.Popen[str], runs: Path, num_steps: int) -> None:

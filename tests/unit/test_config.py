@@ -88,6 +88,9 @@ def test_bad_overrides_are_named_in_one_line(override: str, words: list[str]) ->
         (["rollout.max_new_tokens=300"], ["max_new_tokens=300", "max_model_len"]),
         (["rollout.max_staleness=1"], ["max_staleness=1", "set it to 0"]),
         (["reward.min_steps=11"], ["min_steps=11", "max_steps=10"]),
+        (["algorithm.step_strategy=paragraph"], ["step_strategy='paragraph'", "fixed_tokens:N"]),
+        (["rollout.tensor_parallel=2"], ["tensor_parallel=2", "GPUs"]),
+        (["judge.oracle.error_rate=0.7", "judge.oracle.garbage_rate=0.7"], ["judge.oracle", "1.4"]),
         (["data.num_train=4"], ["data.num_train=4", "prompts_per_step=8"]),
     ],
 )
@@ -103,8 +106,9 @@ def test_resume_takes_the_saved_configuration_and_value_overrides(tmp_path: Path
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
     config = resume_config(tmp_path, ["resume=x", "num_steps=400"])
     assert (config.learner.lr, config.seed, config.num_steps, config.resume) == (3e-4, 5, 400, str(tmp_path))
-    with pytest.raises(ConfigError, match="cannot change"):
-        resume_config(tmp_path, ["algorithm=grpo"])
+    for fixed in ("algorithm=grpo", "seed=1", "data.num_train=64", "rollout.group_size=4", "model.freeze_vision=true"):
+        with pytest.raises(ConfigError, match="cannot change"):
+            resume_config(tmp_path, [fixed])
     with pytest.raises(ConfigError, match="unknown setting"):
         resume_config(tmp_path, ["learner.lrr=1"])
     with pytest.raises(ConfigError, match=r"no config\.yaml"):

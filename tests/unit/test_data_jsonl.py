@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mrpo.config import Config, DataConfig, DataKind, EvalConfig, RolloutConfig
+from mrpo.config import Config, DataConfig, DataKind, EvalConfig, ModelConfig, RolloutConfig
 from mrpo.data.checks import RowChecks, require_folder
 from mrpo.data.jsonl import FIELDS, read_jsonl, write_jsonl
 from mrpo.data.load import Dataset, load_dataset
@@ -237,6 +237,7 @@ def test_the_limit_counts_over_all_files_of_a_data_set(root: Path) -> None:
 def load(root: Path | None, *, prompts_per_step: int = 4, evaluate: bool = True, **data: Any) -> Dataset:
     return load_dataset(
         Config(
+            model=ModelConfig(path="a checkpoint"),  # a toy would have its warm-start scans drawn
             data=DataConfig(kind=DataKind.JSONL, root=str(root) if root else None, **data),
             rollout=RolloutConfig(prompts_per_step=prompts_per_step),
             eval=EvalConfig(before=evaluate, after=evaluate),

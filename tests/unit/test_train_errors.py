@@ -108,3 +108,24 @@ def test_run_folder_not_writable(capfd: pytest.CaptureFixture[str], tmp_path: Pa
 def test_nothing_to_resume(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     expect_error(capfd, ["resume=auto", f"runs_dir={tmp_path}"], "resume=auto", "start one without resume")
     expect_error(capfd, [f"resume={tmp_path}/none", f"runs_dir={tmp_path}"], "no config.yaml")
+
+
+@pytest.mark.parametrize("content", [None, "{}", "not JSON"])
+def test_no_model_at_its_path(content: str | None, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    if content is not None:
+        (tmp_path / "model" / "config.json").write_text(content)
+    expect_error(capfd, [f"model.path={tmp_path}/model", f"runs_dir={tmp_path}"], "config.json", "model.path")
+
+
+def test_custom_code_checkpoint(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "internvl_chat"}')
+    expect_error(capfd, [f"model.path={tmp_path}", f"runs_dir={tmp_path}"], "internvl_chat", "never executed")
+
+
+def test_no_network_for_a_hub_id(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = ["model.path=nobody/no-such-model", f"runs_dir={tmp_path}"]
+    expect_error(capfd, arguments, "model.path=nobody/no-such-model", "set model.path=<folder>")
