@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console as RichConsole
@@ -151,7 +152,7 @@ class _Run:
         if self.config.resume is None:
             return RunFolder.create(self.config.runs_dir, self.config.experiment, plain(self.config))
         run = RunFolder.open(self.config.resume)
-        run.rewrite_config(plain(self.config))
+        run.rewrite_config(plain(replace(self.config, resume=None)))
         return run
 
     async def _train(self, run: RunFolder, tracker: Tracker) -> int:
