@@ -257,7 +257,12 @@ class Controller:
         result = compare_logprobs(samples, await self.learner.score(samples), engine)
         require_parity(result, bound=parity.max_mean_diff, setting="parity.max_mean_diff")
         self._probe = min((s for s in samples if s.completion_token_ids), key=lambda sample: sample.key)
-        logger.info("parity: mean |Δ| %.2e over %d tokens", result.mean_diff, result.num_tokens)
+        logger.info(
+            "parity gate: learner and engine differ by %.1e nats a token on average (%d tokens, bound %g)",
+            result.mean_diff,
+            result.num_tokens,
+            parity.max_mean_diff,
+        )
         return result
 
     async def _compare(self, samples: Sequence[ScoreSample]) -> ParityResult:

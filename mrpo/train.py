@@ -104,6 +104,7 @@ def _route_logs(console: Console) -> None:
     """Warnings of every library and our own notes go above the live display; chatter stays out."""
     logging.basicConfig(level=logging.WARNING, handlers=[console.log_handler()], format="%(message)s", force=True)
     logging.captureWarnings(True)
+    logging.getLogger("mrpo.controller").setLevel(logging.INFO)  # the parity gate's result
 
 
 class _Run:
