@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from mrpo.config import Dtype
 from mrpo.errors import ConfigError
 from mrpo.families import Family, family_of
 
@@ -25,18 +26,11 @@ def family_in(folder: str) -> Family:
     return family_of(str(transformers.AutoConfig.from_pretrained(folder).model_type))
 
 
-def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The training dtype a configuration asks for; `auto` is float32 on CPU and bfloat16 on GPU.
-
-    Raises:
-        ConfigError: any other name than auto, float32 and bfloat16.
-    """
-    if name == "auto":
+def torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """The training dtype a configuration asks for; `auto` is float32 on CPU and bfloat16 on GPU."""
+    if dtype == Dtype.AUTO:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise ConfigError(f"learner.dtype={name!r} is not supported; use auto, {' or '.join(known)}")
-    return known[name]
+    return {Dtype.FLOAT32: torch.float32, Dtype.BFLOAT16: torch.bfloat16}[dtype]
 
 
 def load_model(

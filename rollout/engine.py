@@ -21,7 +21,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from mrpo.config import Device, RolloutConfig
+from mrpo.config import Device, Dtype, RolloutConfig
 from mrpo.errors import UserError, WeightSyncError
 from mrpo.families import Family, family_of
 from mrpo.images import read_image
@@ -297,12 +297,13 @@ def _load_tokenizer(folder: str) -> Any:
 def _engine_args(spec: EngineSpec) -> EngineArgs:
     rollout = spec.rollout
     on_cpu = spec.device == Device.CPU
-    dtype = rollout.dtype if rollout.dtype != "auto" else ("float32" if on_cpu else "bfloat16")
+    automatic = Dtype.FLOAT32 if on_cpu else Dtype.BFLOAT16
+    dtype = automatic if rollout.dtype == Dtype.AUTO else rollout.dtype
     # Scoring takes a whole completion as prompt and must sample one more token.
     max_model_len = rollout.max_model_len + 1
     arguments: dict[str, Any] = {
         "model": spec.model_folder,
-        "dtype": dtype,
+        "dtype": dtype.value,
         "enforce_eager": rollout.enforce_eager,
         "max_model_len": max_model_len,
         "max_num_seqs": rollout.max_num_seqs,

@@ -64,6 +64,7 @@ def test_overrides_reach_their_fields() -> None:
         ("learner=7", ["no such learner: '7'", "small"]),
         ("experiment=phantm", ["no such experiment: 'phantm'", "did you mean 'phantom'", "vqa_rad_smoke"]),
         ("algorithm.schedule=cubic", ["algorithm.schedule='cubic'", "'exponential'", "'reversed'"]),
+        ("learner.dtype=float8", ["learner.dtype='float8'", "'auto', 'float32' or 'bfloat16'"]),
         ("learner.lr", ["cannot read an override", "key=value"]),
         ("~learner.lr", ["cannot be removed"]),
         ("eval.before=perhaps", ["eval.before='perhaps'", "boolean"]),
