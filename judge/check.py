@@ -9,7 +9,8 @@ import httpx
 from judge.api_key import read_api_key
 from judge.client import is_local
 from judge.limiter import split_concurrency
-from mrpo.config import JudgeConfig, JudgeKind
+from mrpo.choices import JudgeKind
+from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError, JudgeUnavailableError
 
 PROBE_TIMEOUT_S = 5.0

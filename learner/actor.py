@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.spec import LearnerSpec
-from mrpo.config import WeightTransfer
+from mrpo.choices import WeightTransfer
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
 

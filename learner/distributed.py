@@ -8,7 +8,8 @@ import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from mrpo.config import Device, LearnerConfig
+from mrpo.choices import Device
+from mrpo.config import LearnerConfig
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from learner.actor import LearnerActor
 from learner.distributed import environment, threads_of_rank
 from learner.spec import LearnerSpec
-from mrpo.config import Device, WeightTransfer
+from mrpo.choices import Device, WeightTransfer
 from mrpo.errors import MRPOError, ResourceError
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from mrpo.config import Dtype
+from mrpo.choices import Dtype
 from mrpo.errors import ConfigError
 from mrpo.families import Family, family_of
 

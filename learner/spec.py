@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrpo.config import Config, Device, LearnerConfig, LossConfig
+from mrpo.choices import Device
+from mrpo.config import Config, LearnerConfig, LossConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from learner.weight_source import WeightSource
-from mrpo.config import WeightTransfer
+from mrpo.choices import WeightTransfer
 from mrpo.errors import WeightSyncError
 
 

@@ -14,6 +14,27 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from mrpo.choices import (
+    AdvantageKind,
+    Aggregation,
+    AnswerKind,
+    DataKind,
+    Device,
+    Dtype,
+    EncoderPlacement,
+    Importance,
+    JudgeFailurePolicy,
+    JudgeKind,
+    KLEstimator,
+    Ratio,
+    Schedule,
+    Shaping,
+    ToyFamily,
+    TruncatedPolicy,
+    WandbMode,
+    WeightTransfer,
+)
+
 STRICT = ConfigDict(extra="forbid")
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -21,124 +42,6 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-
-
-class ToyFamily(StrEnum):
-    """Families a toy model can be built of."""
-
-    QWEN2_5_VL = "qwen2_5_vl"
-    QWEN3_VL = "qwen3_vl"
-    INTERNVL = "internvl"
-
-
-class DataKind(StrEnum):
-    """Where questions come from."""
-
-    PHANTOM = "phantom"  # generated; no download
-    JSONL = "jsonl"  # the internal format
-    VQA_RAD = "vqa_rad"  # train.json / test.json and images/ as distributed
-
-
-class AdvantageKind(StrEnum):
-    """How rewards become one advantage per completion."""
-
-    GRPO = "grpo"
-    GDPO = "gdpo"
-    DR_GRPO = "dr_grpo"
-    RLOO = "rloo"
-
-
-class Shaping(StrEnum):
-    """Whether verdicts shape the tokens' advantages."""
-
-    MRPO = "mrpo"
-    NONE = "none"
-
-
-class Schedule(StrEnum):
-    """How the penalty of an invalid step depends on its position."""
-
-    EXPONENTIAL = "exponential"
-    LINEAR = "linear"
-    REVERSED = "reversed"
-    NONE = "none"
-
-
-class Aggregation(StrEnum):
-    """How token losses become one number."""
-
-    SEQUENCE_MEAN = "sequence_mean"
-    TOKEN_MEAN = "token_mean"
-    CONSTANT = "constant"
-
-
-class KLEstimator(StrEnum):
-    """Schulman's estimators of KL(policy ‖ reference) per token."""
-
-    K1 = "k1"
-    K2 = "k2"
-    K3 = "k3"
-
-
-class TruncatedPolicy(StrEnum):
-    """What happens to a completion that the token limit cut."""
-
-    KEEP = "keep"  # scored as it stands
-    MASK = "mask"  # no gradient, out of the baseline
-
-
-class JudgeFailurePolicy(StrEnum):
-    """What happens to a completion whose judgement failed."""
-
-    EXCLUDE = "exclude"  # it leaves the group baseline and gets no gradient
-    ANSWER_ONLY = "answer_only"  # its group is scored without the process part
-    FAIL = "fail"  # the training step raises
-
-
-class JudgeKind(StrEnum):
-    """Which judge rules on the steps."""
-
-    ORACLE = "oracle"  # local server that rules on phantom steps exactly
-    OPENAI_COMPATIBLE = "openai_compatible"
-    NONE = "none"  # answer-only rewards
-
-
-class AnswerKind(StrEnum):
-    """How the answer is scored."""
-
-    EXACT = "exact"  # equal after normalisation: 1, else 0
-    MIXED = "mixed"  # symbolic or exact equality, else lexical and semantic overlap
-
-
-class WeightTransfer(StrEnum):
-    """How weights reach the engines."""
-
-    SHM = "shm"  # shared memory of one host; CPU
-    NCCL = "nccl"  # across GPUs
-    IPC = "ipc"  # learner and engine on one GPU
-
-
-class Device(StrEnum):
-    """Where learner and engines run."""
-
-    CPU = "cpu"
-    GPU = "gpu"
-
-
-class Dtype(StrEnum):
-    """Number format of weights and activations."""
-
-    AUTO = "auto"  # float32 on CPU, bfloat16 on GPU
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class WandbMode(StrEnum):
-    """Whether and where Weights & Biases logs."""
-
-    DISABLED = "disabled"
-    OFFLINE = "offline"
-    ONLINE = "online"
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -201,13 +104,29 @@ class DataConfig:
 class LossConfig:
     """The clipped surrogate and its KL penalty (algorithm §5)."""
 
+    ratio: Ratio = Ratio.TOKEN
     epsilon_low: Share = 0.2
     epsilon_high: NonNegative = 0.2
     beta: NonNegative = 0.04  # KL weight; 0 loads no reference model
     kl_estimator: KLEstimator = KLEstimator.K3
     aggregation: Aggregation = Aggregation.SEQUENCE_MEAN
-    importance_cap: Positive = 2.0  # bound of the off-policy weight exp(old_logprobs − rollout_logprobs)
     constant_length: PositiveInt = 512  # tokens a completion is divided by under aggregation=constant
+    importance: Importance = Importance.TRUNCATE  # by exp(old_logprobs − rollout_logprobs) of each token
+    importance_cap: Positive = 2.0  # largest weight
+    importance_floor: NonNegative = 0.5  # smallest weight, under importance=mask
+
+    def __post_init__(self) -> None:
+        """Refuse what is fine one by one and wrong together."""
+        if self.ratio == Ratio.SEQUENCE and self.aggregation != Aggregation.SEQUENCE_MEAN:
+            raise ValueError(
+                f"ratio=sequence is defined with aggregation=sequence_mean, got {self.aggregation}; "
+                "set that, or ratio=sequence_token"
+            )
+        if self.importance == Importance.MASK and self.importance_floor >= self.importance_cap:
+            raise ValueError(
+                f"importance=mask keeps weights from importance_floor={self.importance_floor:g} to "
+                f"importance_cap={self.importance_cap:g}; the floor must be below the cap"
+            )
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -220,22 +139,40 @@ class AlgorithmConfig:
     base: Positive = math.e  # weight of the first step's penalty relative to the last's
     schedule: Schedule = Schedule.EXPONENTIAL
     threshold: Share = 0.6  # an answer reward above it counts as right
+    credit_temperature: NonNegative = 0.1  # of shaping=pure's soft minimum over steps; 0: the minimum itself
     step_strategy: str = "sentence"  # what one step is; "fixed_tokens:N" cuts the reasoning every N tokens instead
     truncated: TruncatedPolicy = TruncatedPolicy.KEEP
     loss: LossConfig = LossConfig()
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
+class BertScoreConfig:
+    """The encoder behind the semantic half of `reward.answer.kind=mixed`."""
+
+    model: str | None = None  # encoder folder or hub id; null: its weight goes to ROUGE and BLEU, loudly
+    num_layers: PositiveInt = 12  # the layer whose vectors are compared; at most what the encoder has
+    placement: EncoderPlacement = EncoderPlacement.IN_PROCESS
+    batch_size: PositiveInt = 64
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class AnswerConfig:
+    """The answer's reward."""
+
+    kind: AnswerKind = AnswerKind.EXACT
+    bertscore: BertScoreConfig = BertScoreConfig()
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
 class RewardConfig:
     """Rewards of one completion (algorithm §2) and their weights."""
 
-    answer_kind: AnswerKind = AnswerKind.EXACT
+    answer: AnswerConfig = AnswerConfig()
     answer_weight: NonNegative = 1.0
     process_weight: NonNegative = 1.0
     step_count_weight: NonNegative = 1.0
     min_steps: NonNegativeInt = 4
     max_steps: PositiveInt = 10
-    bertscore_model: str | None = None  # encoder folder or hub id; null: its weight goes to ROUGE and BLEU
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -314,6 +251,7 @@ class JudgeConfig:
     temperature: float | None = 0.0  # null: not sent
     send_image: bool = True
     on_failure: JudgeFailurePolicy = JudgeFailurePolicy.EXCLUDE
+    noise: Share = 0.0  # chance that a verdict used for training is flipped (an ablation of judge quality)
     max_failure_share: Share = 0.2  # of a step's judged completions; above it the run stops with a checkpoint
     max_requests: PositiveInt | None = None  # hard budget of HTTP requests of the run
     oracle: OracleConfig = OracleConfig()

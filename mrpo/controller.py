@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from mrpo.choices import AnswerKind
 from mrpo.config import Config
 from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError, WeightSyncError
 from mrpo.eval.record import EvalRecord
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
-from mrpo.protocols import JudgePool, Learner, RolloutPool
+from mrpo.protocols import AnswerScorer, JudgePool, Learner, RolloutPool
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
-from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, rate_answer, score_group_batch
+from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, answer_to_rate, score_group_batch
 from mrpo.types import (
+    AnswerJudgement,
+    AnswerRequest,
     Completion,
     Example,
     JudgeFailure,
@@ -73,7 +76,7 @@ class Controller:
     rollout: RolloutPool
     judge: JudgePool | None
     learner: Learner
-    answer_reward: Callable[[str, str], float]
+    answers: AnswerScorer
     recorder: Recorder
     watchers: Sequence[Watcher]
     stop: asyncio.Event
@@ -175,7 +178,7 @@ class Controller:
         self, prompts: Mapping[str, Example], requests: Sequence[RolloutRequest], *, judge: JudgePool | None
     ) -> list[Trace]:
         """Sample all requests; judge each completion from the moment it ends. Returns traces in request order."""
-        judging: dict[str, asyncio.Task[Judgement | None]] = {}
+        judging: dict[str, asyncio.Task[tuple[Judgement | None, AnswerJudgement | None]]] = {}
         completions: dict[str, Completion] = {}
         try:
             async for completion in self.rollout.generate(requests):
@@ -186,20 +189,45 @@ class Controller:
                     )
                 completions[completion.key] = completion
                 example = prompts[completion.prompt_id]
-                judging[completion.key] = asyncio.create_task(_ruling(judge, completion, example))
-            judgements = dict(zip(judging, await asyncio.gather(*judging.values()), strict=True))
+                judging[completion.key] = asyncio.create_task(self._rulings(judge, completion, example))
+            rulings = dict(zip(judging, await asyncio.gather(*judging.values()), strict=True))
         finally:
             for task in judging.values():
                 task.cancel()
             await asyncio.gather(*judging.values(), return_exceptions=True)  # none outlives the step
+        pairs = [(completions[request.key], prompts[request.prompt_id]) for request in requests]
+        rewards = await self._answer_rewards(pairs, [rulings[request.key][1] for request in requests])
         return [
             Trace(
-                example=prompts[request.prompt_id],
-                completion=completions[request.key],
-                judgement=judgements[request.key],
+                example=example,
+                completion=completion,
+                judgement=rulings[completion.key][0],
+                answer_reward=reward,
+                answer_judgement=rulings[completion.key][1],
             )
-            for request in requests
+            for (completion, example), reward in zip(pairs, rewards, strict=True)
         ]
+
+    async def _rulings(
+        self, judge: JudgePool | None, completion: Completion, example: Example
+    ) -> tuple[Judgement | None, AnswerJudgement | None]:
+        """On the steps, and on the answer where it is the judge's to rate; the two calls run side by side."""
+        if self.config.reward.answer.kind != AnswerKind.JUDGE:
+            return await _step_ruling(judge, completion, example), None
+        steps, answer = _step_ruling(judge, completion, example), _answer_ruling(self.judge, completion, example)
+        return await asyncio.gather(steps, answer)
+
+    async def _answer_rewards(
+        self, pairs: Sequence[tuple[Completion, Example]], rulings: Sequence[AnswerJudgement | None]
+    ) -> list[float | None]:
+        """[N] in [0, 1]; an answer that is empty or missing scores 0, one whose judgement failed has none."""
+        kind = self.config.reward.answer.kind
+        texts = [answer_to_rate(completion, kind) for completion, _ in pairs]
+        if kind == AnswerKind.JUDGE:
+            return [_reward_of(ruling) if text else 0.0 for text, ruling in zip(texts, rulings, strict=True)]
+        asked = [(text, example.answer) for text, (_, example) in zip(texts, pairs, strict=True) if text]
+        scores = iter(await self.answers.score(asked))
+        return [next(scores) if text else 0.0 for text in texts]
 
     def score(self, traces: Sequence[Trace]) -> ScoredBatch:
         """Rewards and token advantages; refuses a step in which the judge was mostly out.
@@ -208,7 +236,8 @@ class Controller:
             JudgeUnavailableError: the share of failed judgements is above `judge.max_failure_share`.
         """
         config = self.config
-        judged = [trace.judgement.outcome for trace in traces if trace.judgement is not None]
+        calls = [call for trace in traces for call in (trace.judgement, trace.answer_judgement) if call is not None]
+        judged = [call.outcome for call in calls]
         failures = [outcome for outcome in judged if isinstance(outcome, JudgeFailure)]
         if judged and len(failures) / len(judged) > config.judge.max_failure_share:
             reasons = ", ".join(sorted({f"{failure.reason}: {failure.detail}" for failure in failures})[:3])
@@ -223,7 +252,6 @@ class Controller:
             algorithm=config.algorithm,
             reward=config.reward,
             on_failure=config.judge.on_failure,
-            answer_reward=self.answer_reward,
         )
 
     async def sync(self) -> float:
@@ -283,14 +311,14 @@ class Controller:
             watcher.evaluation(name, self.step, metrics)
 
     def _record(self, trace: Trace) -> EvalRecord:
-        score = rate_answer(trace, self.config.reward, self.answer_reward)
         judgement = trace.judgement
         outcome = judgement.outcome if judgement else None
         return EvalRecord(
             example=trace.example,
             completion=trace.completion,
             judgement=judgement,
-            correct=score > self.config.algorithm.threshold,
+            answer_judgement=trace.answer_judgement,
+            correct=trace.answer_reward is not None and trace.answer_reward > self.config.algorithm.threshold,
             valid=outcome.valid if isinstance(outcome, Verdicts) else None,
         )
 
@@ -317,7 +345,7 @@ class Controller:
             await asyncio.gather(task, stopped, return_exceptions=True)
 
 
-async def _ruling(judge: JudgePool | None, completion: Completion, example: Example) -> Judgement | None:
+async def _step_ruling(judge: JudgePool | None, completion: Completion, example: Example) -> Judgement | None:
     """A ruling, or None where there is nothing to rule on: no judge, no gold rationale, no step."""
     if judge is None or example.rationale is None or not completion.steps:
         return None
@@ -330,3 +358,24 @@ async def _ruling(judge: JudgePool | None, completion: Completion, example: Exam
         steps=[step.text for step in completion.steps],
     )
     return await judge.judge(request)
+
+
+async def _answer_ruling(judge: JudgePool | None, completion: Completion, example: Example) -> AnswerJudgement | None:
+    """A ruling on the answer, or None where there is nothing to rule on: no judge asked, or no answer."""
+    generated = answer_to_rate(completion, AnswerKind.JUDGE)
+    if judge is None or not generated:
+        return None
+    return await judge.judge_answer(
+        AnswerRequest(
+            key=completion.key,
+            image=example.image,
+            question=example.question,
+            answer=example.answer,
+            generated=generated,
+        )
+    )
+
+
+def _reward_of(ruling: AnswerJudgement | None) -> float | None:
+    assert ruling is not None, "an answer that is the judge's to rate was not sent to it"
+    return None if isinstance(ruling.outcome, JudgeFailure) else float(ruling.outcome)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrpo.config import Aggregation, KLEstimator, LossConfig
+from mrpo.choices import Aggregation, KLEstimator
+from mrpo.config import LossConfig
 from mrpo.errors import NonFiniteError, UserError
 
 __all__ = ["LossConfig", "LossInputs", "LossOutputs", "global_denominator", "policy_loss"]

@@ -240,17 +240,20 @@ def completion_metrics(rows: Sequence[TraceRow]) -> dict[str, Metric]:
 def judge_metrics(rows: Sequence[TraceRow]) -> dict[str, Metric]:
     """What was asked of the judge and how it answered; without a judge only that nothing was asked."""
     asked = [row for row in rows if row.judge_attempts is not None]
+    answers = [row for row in rows if row.answer_judge_attempts is not None]
     calls = [(row.judge_started_s, row.judge_ended_s) for row in asked]
     waits = [end - start for start, end in calls if start is not None and end is not None]
     result: dict[str, Metric] = {
         "judge/asked": Sum(len(asked)),
         "judge/failure_share": Mean.of(row.judge_failure is not None for row in asked),
-        "judge/requests": Sum(sum(row.judge_attempts or 0 for row in asked)),
+        "judge/requests": Sum(sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)),
+        "judge/answers_asked": Sum(len(answers)),
+        "judge/answer_failure_share": Mean.of(row.answer_judge_failure is not None for row in answers),
         "judge/latency_s": Mean.of(waits),
         "judge/latency_max_s": Max.of(waits),
     }
     for reason in FailureReason:
-        count = sum(row.judge_failure == reason for row in asked)
+        count = sum((row.judge_failure == reason) + (row.answer_judge_failure == reason) for row in rows)
         if count:
             result[f"judge/failures/{reason}"] = Sum(count)
     return result

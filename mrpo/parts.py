@@ -20,7 +20,8 @@ import psutil
 
 from mrpo.cache import cached_folder
 from mrpo.checkpoint_source import model_type_of
-from mrpo.config import Config, JudgeConfig, JudgeKind
+from mrpo.choices import JudgeKind
+from mrpo.config import Config, JudgeConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
 from mrpo.families import family_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import psutil
 
-from mrpo.config import Config, Device, WeightTransfer
+from mrpo.choices import Device, WeightTransfer
+from mrpo.config import Config
 from mrpo.errors import ResourceError
 
 GIB = 2**30

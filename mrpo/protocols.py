@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from mrpo.types import Completion, Judgement, JudgeRequest, LearnStats, RolloutRequest, ScoreSample, TrainSample
+from mrpo.types import (
+    AnswerJudgement,
+    AnswerRequest,
+    Completion,
+    Judgement,
+    JudgeRequest,
+    LearnStats,
+    RolloutRequest,
+    ScoreSample,
+    TrainSample,
+)
 
 
 class RolloutPool(Protocol):
@@ -25,10 +35,22 @@ class RolloutPool(Protocol):
 
 
 class JudgePool(Protocol):
-    """Rules on the steps of one completion."""
+    """Rules on the steps of one completion, and on its answer."""
 
     async def judge(self, request: JudgeRequest) -> Judgement:
         """One ruling or one `JudgeFailure`; never raises for a judge's fault."""
+        ...
+
+    async def judge_answer(self, request: AnswerRequest) -> AnswerJudgement:
+        """Whether an answer is correct, or one `JudgeFailure`; never raises for a judge's fault."""
+        ...
+
+
+class AnswerScorer(Protocol):
+    """Scores answers against gold answers without a judge."""
+
+    async def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Rewards in [0, 1] of (answer, gold) pairs, in their order."""
         ...
 
 

@@ -6,22 +6,17 @@ Letters: G group size, N completions of the global batch, T completion tokens, K
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mrpo.advantages import advantage_function, shape_step_advantages
-from mrpo.config import (
-    AlgorithmConfig,
-    AnswerKind,
-    JudgeFailurePolicy,
-    RewardConfig,
-    Schedule,
-    Shaping,
-    TruncatedPolicy,
-)
+from mrpo.advantages.credit import Credited
+from mrpo.advantages.registry import SHAPINGS, advantage_function
+from mrpo.choices import STEP_CREDITING, AnswerKind, JudgeFailurePolicy, Schedule, Shaping, TruncatedPolicy
+from mrpo.config import AlgorithmConfig, RewardConfig
 from mrpo.errors import JudgeUnavailableError, MRPOError
 from mrpo.rewards.components import process_reward, step_count_reward
 from mrpo.types import (
+    AnswerJudgement,
     Completion,
     Example,
     FailureReason,
@@ -40,6 +35,8 @@ class Trace:
     example: Example
     completion: Completion
     judgement: Judgement | None  # None: nothing to judge (no judge, no gold rationale, no step)
+    answer_reward: float | None  # [0, 1]; None: the answer was for the judge to rate, and it failed
+    answer_judgement: AnswerJudgement | None = None  # None: not rated by the judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +44,14 @@ class ScoredTrace:
     """A completion with its rewards and advantages. Read by the learner (as `TrainSample`), run folder and metrics."""
 
     trace: Trace
-    answer_reward: float  # [0, 1]
+    answer_reward: float | None  # [0, 1]; None: its judgement failed
     process_reward: float | None  # [0, 1]; None: not judged, judgement failed, or its group is scored without
     step_count_reward: float  # at most 0
-    reward: float | None  # weighted sum; None: the group has process rewards and this completion has none
+    reward: float | None  # weighted sum; None: a part that its group has is missing here
     advantage: float  # of the completion within its group; 0 outside the baseline
     token_advantages: list[float]  # [T]
     in_baseline: bool  # counted in its group's mean and deviation; False: no gradient
-    verdicts_used: list[bool] | None  # [K] that shaping went by; None: not shaped
+    verdicts_used: list[bool] | None  # [K] that token advantages went by; None: they went by none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +100,14 @@ class _Rated:
     """A completion's rewards before it is compared with its group."""
 
     trace: Trace
+    is_complete: bool  # has every reward that its group has
     valid: bool  # may enter the baseline
-    answer: float
     process: float | None
     step_count: float
-    group_has_process: bool
+
+    @property
+    def completion(self) -> Completion:
+        return self.trace.completion
 
 
 def score_group_batch(
@@ -117,7 +117,6 @@ def score_group_batch(
     algorithm: AlgorithmConfig,
     reward: RewardConfig,
     on_failure: JudgeFailurePolicy,
-    answer_reward: Callable[[str, str], float],
     prompt_order: Sequence[str] | None = None,
 ) -> ScoredBatch:
     """Score the global batch of one optimizer step.
@@ -128,7 +127,6 @@ def score_group_batch(
         algorithm: advantage, shaping and what happens to truncated completions.
         reward: components and weights.
         on_failure: what happens to a completion whose judgement failed.
-        answer_reward: (answer, gold) → [0, 1].
         prompt_order: prompt ids in canonical order; None: in order of their first appearance in `traces`.
 
     Returns:
@@ -139,31 +137,38 @@ def score_group_batch(
         MRPOError: an incomplete group, a group judged in part, or another number of verdicts than steps.
     """
     groups = _groups(traces, group_size, prompt_order)
+    uses_verdicts = rewards_use_verdicts(algorithm, reward)
     rated: list[_Rated] = []
     unjudged_groups = failed_groups = 0
     for group in groups:
         unjudged = _is_unjudged(group)
-        failed = not unjudged and any(_counts_as_failure(trace, algorithm) for trace in group)
-        if failed and on_failure == JudgeFailurePolicy.FAIL:
-            _raise_failure(group)
+        failed = uses_verdicts and not unjudged and any(_counts_as_failure(trace, algorithm) for trace in group)
+        if on_failure == JudgeFailurePolicy.FAIL:
+            _raise_failure(group, steps=failed)
         answer_only = failed and on_failure == JudgeFailurePolicy.ANSWER_ONLY
         unjudged_groups += unjudged
         failed_groups += answer_only
         with_process = not (unjudged or answer_only)
-        rated += [_rate(trace, with_process, algorithm, reward, answer_reward) for trace in group]
+        rated += [
+            _rate(trace, algorithm, reward, with_process=with_process, needs_process=with_process and uses_verdicts)
+            for trace in group
+        ]
 
-    weights = [reward.answer_weight, reward.process_weight, reward.step_count_weight]
-    components = [_components(item) for item in rated]
-    valid = [item.valid for item in rated]
-    advantages = advantage_function(algorithm.advantage)(components, weights, group_size, algorithm.eps, valid)
-    kept = _kept(valid, group_size)
-    scored = [
-        _scored(item, advantage, in_baseline, weights, algorithm)
-        for item, advantage, in_baseline in zip(rated, advantages.tolist(), kept, strict=True)
-    ]
+    kept = _kept([item.valid for item in rated], group_size)
+    advantages = _group_advantages(rated, group_size, algorithm, reward)
+    scored: list[ScoredTrace] = []
+    for first in range(0, len(rated), group_size):
+        members = slice(first, first + group_size)
+        scored += _scored_group(rated[members], advantages[members], kept[members], algorithm, reward)
     groups_dropped = sum(not any(kept[first : first + group_size]) for first in range(0, len(kept), group_size))
     counts = _count(scored, len(groups), groups_dropped, unjudged_groups, failed_groups, group_size)
     return ScoredBatch(traces=scored, counts=counts)
+
+
+def rewards_use_verdicts(algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:
+    """Whether verdicts decide about any advantage. Where they don't, a judge is only a measure, and may fail."""
+    shaped = algorithm.shaping != Shaping.NONE and algorithm.schedule != Schedule.NONE
+    return shaped or reward.process_weight > 0
 
 
 def _groups(traces: Sequence[Trace], group_size: int, prompt_order: Sequence[str] | None) -> list[list[Trace]]:
@@ -204,31 +209,29 @@ def _counts_as_failure(trace: Trace, algorithm: AlgorithmConfig) -> bool:
     return isinstance(_outcome(trace), JudgeFailure) and not _is_masked(trace, algorithm)
 
 
-def _raise_failure(group: Sequence[Trace]) -> None:
+def _raise_failure(group: Sequence[Trace], *, steps: bool) -> None:
+    """Raise for the first failed judgement of an answer, or of steps where these matter."""
     for trace in group:
-        outcome = _outcome(trace)
-        if isinstance(outcome, JudgeFailure):
-            raise JudgeUnavailableError(
-                f"judgement of {trace.completion.key} failed ({outcome.reason}: {outcome.detail}) and "
-                "judge.on_failure=fail; mend the judge, or set judge.on_failure=exclude or answer_only"
-            )
+        answer = trace.answer_judgement.outcome if trace.answer_judgement else None
+        for outcome in (answer, _outcome(trace) if steps else None):
+            if isinstance(outcome, JudgeFailure):
+                raise JudgeUnavailableError(
+                    f"judgement of {trace.completion.key} failed ({outcome.reason}: {outcome.detail}) and "
+                    "judge.on_failure=fail; mend the judge, or set judge.on_failure=exclude or answer_only"
+                )
 
 
 def _rate(
-    trace: Trace,
-    with_process: bool,
-    algorithm: AlgorithmConfig,
-    reward: RewardConfig,
-    answer_reward: Callable[[str, str], float],
+    trace: Trace, algorithm: AlgorithmConfig, reward: RewardConfig, *, with_process: bool, needs_process: bool
 ) -> _Rated:
     process = _process(trace) if with_process else None
+    complete = trace.answer_reward is not None and (process is not None or not needs_process)
     return _Rated(
         trace=trace,
-        valid=not _is_masked(trace, algorithm) and (process is not None or not with_process),
-        answer=rate_answer(trace, reward, answer_reward),
+        is_complete=complete,
+        valid=complete and not _is_masked(trace, algorithm),
         process=process,
         step_count=step_count_reward(len(trace.completion.steps), reward.min_steps, reward.max_steps),
-        group_has_process=with_process,
     )
 
 
@@ -251,19 +254,36 @@ def _verdicts(trace: Trace) -> list[bool] | None:
     return valid
 
 
-def rate_answer(trace: Trace, reward: RewardConfig, answer_reward: Callable[[str, str], float]) -> float:
-    """The answer's reward in [0, 1]; without an answer tag that of the whole text, or 0 under `answer_kind=exact`."""
-    answer = trace.completion.answer
-    if answer is None:
-        if reward.answer_kind == AnswerKind.EXACT:
-            return 0.0  # by equality an answer has to be marked as one
-        answer = trace.completion.text
-    return answer_reward(answer, trace.example.answer)
+def answer_to_rate(completion: Completion, kind: AnswerKind) -> str:
+    """The text that is compared with the gold answer, stripped; empty: it scores 0 without being looked at.
+
+    Without an answer tag that is the whole text under `mixed`; by equality or by a judge an answer has to be marked.
+    """
+    if completion.answer is not None:
+        return completion.answer.strip()
+    return completion.text.strip() if kind == AnswerKind.MIXED else ""
+
+
+def _group_advantages(
+    rated: Sequence[_Rated], group_size: int, algorithm: AlgorithmConfig, reward: RewardConfig
+) -> list[float]:
+    """[N] one advantage per completion."""
+    weights = _weights(reward)
+    if algorithm.shaping in STEP_CREDITING:
+        weights[1] = 0.0  # tokens get it, see `mrpo.advantages`
+    components = [_components(item) for item in rated]
+    valid = [item.valid for item in rated]
+    function = advantage_function(algorithm.advantage)
+    return function(components, weights, group_size, algorithm.eps, valid).tolist()
+
+
+def _weights(reward: RewardConfig) -> list[float]:
+    return [reward.answer_weight, reward.process_weight, reward.step_count_weight]
 
 
 def _components(item: _Rated) -> list[float]:
     """[R] in the order of the weights. A part that a whole group lacks is 0 for all of it, and changes no advantage."""
-    return [item.answer, item.process or 0.0, item.step_count]
+    return [item.trace.answer_reward or 0.0, item.process or 0.0, item.step_count]
 
 
 def _kept(valid: Sequence[bool], group_size: int) -> list[bool]:
@@ -275,33 +295,49 @@ def _kept(valid: Sequence[bool], group_size: int) -> list[bool]:
     return kept
 
 
-def _scored(
-    item: _Rated, advantage: float, in_baseline: bool, weights: Sequence[float], algorithm: AlgorithmConfig
-) -> ScoredTrace:
-    completion = item.trace.completion
-    shaping = in_baseline and algorithm.shaping == Shaping.MRPO and algorithm.schedule != Schedule.NONE
-    verdicts = _verdicts(item.trace) if shaping else None
-    total = sum(weight * part for weight, part in zip(weights, _components(item), strict=True))
-    return ScoredTrace(
-        trace=item.trace,
-        answer_reward=item.answer,
-        process_reward=item.process,
-        step_count_reward=item.step_count,
-        reward=None if item.group_has_process and item.process is None else total,
-        advantage=advantage,
-        token_advantages=shape_step_advantages(
-            advantage,
-            verdicts,
-            completion.spans,
-            len(completion.completion_token_ids),
-            item.answer,
-            threshold=algorithm.threshold,
-            base=algorithm.base,
-            schedule=algorithm.schedule,
-        ),
-        in_baseline=in_baseline,
-        verdicts_used=verdicts,
-    )
+def _scored_group(
+    rated: Sequence[_Rated],
+    advantages: Sequence[float],
+    kept: Sequence[bool],
+    algorithm: AlgorithmConfig,
+    reward: RewardConfig,
+) -> list[ScoredTrace]:
+    """The completions of one prompt with the advantages of their tokens; outside the baseline these are 0."""
+    shaped = algorithm.shaping != Shaping.NONE and algorithm.schedule != Schedule.NONE
+    verdicts = [_verdicts(item.trace) if shaped and in_ else None for item, in_ in zip(rated, kept, strict=True)]
+    credited = [
+        Credited(
+            advantage=advantage,
+            verdicts=ruling,
+            spans=item.completion.spans,
+            num_tokens=len(item.completion.completion_token_ids),
+            answer_reward=item.trace.answer_reward or 0.0,
+        )
+        for item, advantage, ruling in zip(rated, advantages, verdicts, strict=True)
+    ]
+    inside = [item for item, in_ in zip(credited, kept, strict=True) if in_]
+    shaped_tokens = iter(SHAPINGS[algorithm.shaping](inside, algorithm, reward.process_weight))
+    return [
+        ScoredTrace(
+            trace=item.trace,
+            answer_reward=item.trace.answer_reward,
+            process_reward=item.process,
+            step_count_reward=item.step_count,
+            reward=_total(item, reward),
+            advantage=advantage,
+            token_advantages=next(shaped_tokens) if in_ else [0.0] * len(item.completion.completion_token_ids),
+            in_baseline=in_,
+            verdicts_used=ruling,
+        )
+        for item, advantage, in_, ruling in zip(rated, advantages, kept, verdicts, strict=True)
+    ]
+
+
+def _total(item: _Rated, reward: RewardConfig) -> float | None:
+    """Weighted sum of the rewards; None where one that its group has is missing."""
+    if not item.is_complete:
+        return None
+    return sum(weight * part for weight, part in zip(_weights(reward), _components(item), strict=True))
 
 
 def _count(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mrpo.eval.record import EvalRecord
-from mrpo.types import Completion, Example, JudgeFailure, Judgement, Verdicts
+from mrpo.types import AnswerJudgement, Completion, Example, JudgeFailure, Judgement, Verdicts
 
 if TYPE_CHECKING:
     from mrpo.scoring import ScoredTrace
@@ -44,6 +44,9 @@ class TraceRow:
     judge_failure: str | None  # a FailureReason; None with alignment None: the completion was not judged
     judge_detail: str | None
     judge_attempts: int | None
+    answer_judge_failure: str | None  # a FailureReason; the answer's reward is None then
+    answer_judge_detail: str | None
+    answer_judge_attempts: int | None  # None: the answer was not rated by the judge
     answer_reward: float | None
     process_reward: float | None
     step_count_reward: float | None
@@ -74,8 +77,8 @@ def row_of_trace(scored: ScoredTrace, *, threshold: float) -> TraceRow:
     """
     trace = scored.trace
     return TraceRow(
-        **_common(trace.example, trace.completion, trace.judgement),
-        correct=scored.answer_reward > threshold,
+        **_common(trace.example, trace.completion, trace.judgement, trace.answer_judgement),
+        correct=scored.answer_reward is not None and scored.answer_reward > threshold,
         answer_reward=scored.answer_reward,
         process_reward=scored.process_reward,
         step_count_reward=scored.step_count_reward,
@@ -89,7 +92,7 @@ def row_of_trace(scored: ScoredTrace, *, threshold: float) -> TraceRow:
 def row_of_evaluation(record: EvalRecord) -> TraceRow:
     """The row of an evaluated question: no rewards and no advantages."""
     return TraceRow(
-        **_common(record.example, record.completion, record.judgement),
+        **_common(record.example, record.completion, record.judgement, record.answer_judgement),
         correct=record.correct,
         answer_reward=None,
         process_reward=None,
@@ -101,8 +104,15 @@ def row_of_evaluation(record: EvalRecord) -> TraceRow:
     )
 
 
-def _common(example: Example, completion: Completion, judgement: Judgement | None) -> dict[str, Any]:
+def _common(
+    example: Example,
+    completion: Completion,
+    judgement: Judgement | None,
+    answer_judgement: AnswerJudgement | None,
+) -> dict[str, Any]:
     outcome = judgement.outcome if judgement else None
+    answer_outcome = answer_judgement.outcome if answer_judgement else None
+    answer_failure = answer_outcome if isinstance(answer_outcome, JudgeFailure) else None
     return {
         "key": completion.key,
         "prompt_id": completion.prompt_id,
@@ -128,6 +138,9 @@ def _common(example: Example, completion: Completion, judgement: Judgement | Non
         "judge_failure": outcome.reason.value if isinstance(outcome, JudgeFailure) else None,
         "judge_detail": outcome.detail if isinstance(outcome, JudgeFailure) else None,
         "judge_attempts": judgement.attempts if judgement else None,
+        "answer_judge_failure": answer_failure.reason.value if answer_failure else None,
+        "answer_judge_detail": answer_failure.detail if answer_failure else None,
+        "answer_judge_attempts": answer_judgement.attempts if answer_judgement else None,
         "policy_version": completion.policy_version,
         "rollout_started_s": completion.started_s,
         "rollout_ended_s": completion.ended_s,

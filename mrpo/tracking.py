@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mrpo.config import WandbConfig, WandbMode
+from mrpo.choices import WandbMode
+from mrpo.config import WandbConfig
 from mrpo.errors import ConfigError, ResourceError
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from mrpo.checkpoint_source import local_checkpoint
+from mrpo.choices import Device
 from mrpo.compose import compose_config, resume_config
-from mrpo.config import Config, Device, plain
+from mrpo.config import Config, plain
 from mrpo.console import Console
 from mrpo.controller import Controller, StopRequested
 from mrpo.data.load import Dataset, load_dataset
@@ -28,8 +29,9 @@ from mrpo.errors import ConfigError, MRPOError, UserError
 from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.parts import Parts, running_parts
 from mrpo.preflight import check_local_gpus, check_memory
+from mrpo.protocols import AnswerScorer
 from mrpo.report.render import write_report
-from mrpo.rewards.answer import AnswerReward, build_answer_reward
+from mrpo.rewards.answer import LocalScorer, build_answer_reward
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder, check_writable, find_resumable
 from mrpo.run_reading import Checkpoint, RunStatus
@@ -51,13 +53,13 @@ def main(arguments: Sequence[str]) -> int:
         check_local_gpus(config)
         _check_judge(config)
         model_folder = None if config.model.path is None else local_checkpoint(config.model)
-        answer_reward = build_answer_reward(config.reward)
+        answers = LocalScorer(build_answer_reward(config.reward))
         dataset = load_dataset(config)
         with Console(config.num_steps) as console:
             _route_logs(console)
             for row in dataset.bad_rows:
                 console.note(f"dropped: {row}")
-            return asyncio.run(_Run(config, dataset, answer_reward, model_folder, console, started).execute())
+            return asyncio.run(_Run(config, dataset, answers, model_folder, console, started).execute())
     except UserError as error:
         _say_error(error)
         return 2
@@ -114,14 +116,14 @@ class _Run:
         self,
         config: Config,
         dataset: Dataset,
-        answer_reward: AnswerReward,
+        answers: AnswerScorer,
         model_folder: Path | None,
         console: Console,
         started: float,
     ) -> None:
         self.config = config
         self.dataset = dataset
-        self.answer_reward = answer_reward
+        self.answers = answers
         self.model_folder = model_folder
         self.console = console
         self.started = started
@@ -207,7 +209,7 @@ class _Run:
             rollout=parts.rollout,
             judge=parts.judge,
             learner=parts.learner,
-            answer_reward=self.answer_reward,
+            answers=self.answers,
             recorder=run,
             watchers=[self.console, tracker],
             stop=self.stop,
@@ -247,7 +249,8 @@ class _Run:
 def _judge_requests(run: RunFolder) -> int:
     """HTTP requests to the judge that are on record, for the run's budget."""
     files = [*(run.path / "rollouts").glob("*.parquet"), *(run.path / "eval").glob("*.parquet")]
-    return sum(row.judge_attempts or 0 for file in files for row in read_rows(file))
+    rows = (row for file in files for row in read_rows(file))
+    return sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)
 
 
 def _quiet_libraries() -> None:

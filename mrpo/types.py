@@ -146,6 +146,30 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRequest:
+    """One answer to judge: one HTTP call. Controller → judge."""
+
+    key: str
+    image: str  # path
+    question: str
+    answer: str  # gold
+    generated: str  # the policy's answer, not empty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerJudgement:
+    """What one call about an answer came to. Judge → controller."""
+
+    key: str
+    outcome: bool | JudgeFailure  # whether the generated answer is correct
+    started_s: float  # time.time() when the call was handed to the judge actor
+    ended_s: float
+    attempts: int  # HTTP requests made; 0 for a cache hit
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSample:
     """All the learner knows of a completion: tokens, pixels and per-token advantages. Controller → learner."""
 

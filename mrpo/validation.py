@@ -10,7 +10,18 @@ from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
-from mrpo.config import Config, DataKind, Device, JudgeKind, WeightTransfer
+from mrpo.choices import (
+    STEP_CREDITING,
+    AnswerKind,
+    DataKind,
+    Device,
+    Importance,
+    JudgeKind,
+    Ratio,
+    Shaping,
+    WeightTransfer,
+)
+from mrpo.config import Config
 from mrpo.errors import ConfigError
 
 
@@ -54,6 +65,7 @@ def check_contradictions(config: Config) -> None:
         ConfigError: the first contradiction found.
     """
     rollout, judge, cluster, data = config.rollout, config.judge, config.cluster, config.data
+    algorithm = config.algorithm
     if judge.kind == JudgeKind.OPENAI_COMPATIBLE and not (judge.url and judge.model):
         raise ConfigError(
             "judge.kind=openai_compatible needs judge.url (e.g. http://host:8000/v1) and judge.model; "
@@ -63,6 +75,27 @@ def check_contradictions(config: Config) -> None:
         raise ConfigError(
             f"judge.kind=oracle rules on phantom steps only, but data.kind={data.kind}; "
             "set judge.kind=openai_compatible or judge.kind=none"
+        )
+    if config.reward.answer.kind == AnswerKind.JUDGE and judge.kind == JudgeKind.NONE:
+        raise ConfigError(
+            "reward.answer.kind=judge needs a judge, but judge.kind=none; set reward.answer.kind=mixed, or a judge"
+        )
+    if algorithm.shaping in STEP_CREDITING and config.reward.process_weight == 0:
+        raise ConfigError(
+            f"algorithm.shaping={algorithm.shaping} gives the process reward to tokens, but reward.process_weight=0; "
+            "set a weight, or algorithm.shaping=none"
+        )
+    if algorithm.loss.ratio == Ratio.SEQUENCE and algorithm.shaping != Shaping.NONE:
+        raise ConfigError(
+            f"algorithm.loss.ratio=sequence averages the token advantages of algorithm.shaping={algorithm.shaping} "
+            "away; set algorithm.loss.ratio=sequence_token, or algorithm.shaping=none"
+        )
+    sampled_otherwise = rollout.temperature != 1.0 or rollout.top_p != 1.0
+    if algorithm.loss.importance != Importance.NONE and sampled_otherwise:
+        raise ConfigError(
+            f"algorithm.loss.importance={algorithm.loss.importance} compares raw log-probs, which need "
+            f"rollout.temperature=1 and rollout.top_p=1, got {rollout.temperature:g} and {rollout.top_p:g}; "
+            "set algorithm.loss.importance=none"
         )
     if data.kind != DataKind.PHANTOM and not data.root:
         raise ConfigError(f"data.kind={data.kind} needs data.root=<folder with the data set>")
@@ -85,9 +118,9 @@ def check_contradictions(config: Config) -> None:
         raise ConfigError(
             f"reward.min_steps={config.reward.min_steps} is above reward.max_steps={config.reward.max_steps}"
         )
-    if not re.fullmatch(r"sentence|fixed_tokens:[1-9]\d*", config.algorithm.step_strategy):
+    if not re.fullmatch(r"sentence|fixed_tokens:[1-9]\d*", algorithm.step_strategy):
         raise ConfigError(
-            f"algorithm.step_strategy={config.algorithm.step_strategy!r} is unknown; use 'sentence' or 'fixed_tokens:N'"
+            f"algorithm.step_strategy={algorithm.step_strategy!r} is unknown; use 'sentence' or 'fixed_tokens:N'"
         )
     if rollout.tensor_parallel > 1 and cluster.device == Device.CPU:
         raise ConfigError(

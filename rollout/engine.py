@@ -21,7 +21,8 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from mrpo.config import Device, Dtype, RolloutConfig
+from mrpo.choices import Device, Dtype
+from mrpo.config import RolloutConfig
 from mrpo.errors import UserError, WeightSyncError
 from mrpo.families import Family, family_of
 from mrpo.images import read_image

@@ -12,7 +12,7 @@ import psutil
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from mrpo.config import Device
+from mrpo.choices import Device
 from mrpo.errors import EngineError, MRPOError
 from mrpo.host import host_id
 from mrpo.types import Completion, RolloutRequest, ScoreSample

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from mrpo.config import Config, Device, RolloutConfig, WeightTransfer
+from mrpo.choices import Device, WeightTransfer
+from mrpo.config import Config, RolloutConfig
 from mrpo.errors import ConfigError
 
 

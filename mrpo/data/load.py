@@ -6,7 +6,8 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mrpo.config import Config, DataKind
+from mrpo.choices import DataKind
+from mrpo.config import Config
 from mrpo.data.checks import RowChecks, require_folder
 from mrpo.data.jsonl import read_jsonl
 from mrpo.data.phantom import ensure_phantom

@@ -26,7 +26,7 @@ NOTABLE = {  # label: dotted setting
     "truncated completions": "algorithm.truncated",
     "KL weight β": "algorithm.loss.beta",
     "clip ε": "algorithm.loss.epsilon_low",
-    "answer reward": "reward.answer_kind",
+    "answer reward": "reward.answer.kind",
     "judge": "judge.kind",
     "judge model": "judge.model",
     "when the judge fails": "judge.on_failure",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from mrpo.config import AnswerKind, RewardConfig
+from mrpo.choices import AnswerKind
+from mrpo.config import RewardConfig
 from mrpo.errors import ConfigError
 from mrpo.rewards.laterality import laterality_conflict
 from mrpo.rewards.normalise import OUTER_PUNCTUATION, normalise_answer
@@ -26,17 +27,28 @@ def build_answer_reward(config: RewardConfig) -> AnswerReward:
     """The configured scorer; call it with (text of the answer, gold answer).
 
     Raises:
-        ConfigError: `reward.bertscore_model` cannot be loaded.
+        ConfigError: `reward.answer.bertscore.model` cannot be loaded.
     """
-    if config.answer_kind == AnswerKind.EXACT:
+    if config.answer.kind == AnswerKind.EXACT:
         return exact_reward
-    if config.bertscore_model is None:
+    if config.answer.bertscore.model is None:
         log.warning(
-            "reward.bertscore_model is not set: its weight of %s goes to ROUGE-1 and BLEU-1, half each",
+            "reward.answer.bertscore.model is not set: its weight of %s goes to ROUGE-1 and BLEU-1, half each",
             BERTSCORE_WEIGHT,
         )
         return lru_cache(maxsize=_CACHE_SIZE)(MixedReward(None))
-    return lru_cache(maxsize=_CACHE_SIZE)(MixedReward(load_bertscore(config.bertscore_model)))
+    return lru_cache(maxsize=_CACHE_SIZE)(MixedReward(load_bertscore(config.answer.bertscore.model)))
+
+
+class LocalScorer:
+    """A `mrpo.protocols.AnswerScorer` that scores pair by pair in this process."""
+
+    def __init__(self, reward: AnswerReward) -> None:
+        self._reward = reward
+
+    async def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Rewards in [0, 1] of (answer, gold) pairs."""
+        return [self._reward(answer, gold) for answer, gold in pairs]
 
 
 def exact_reward(answer: str, gold: str) -> float:
@@ -102,8 +114,8 @@ def load_bertscore(model: str) -> AnswerReward:
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"reward.bertscore_model={model!r} cannot be loaded ({reason}); give the folder or hub id of a BERT-like "
-            "encoder, or null to score by ROUGE and BLEU alone"
+            f"reward.answer.bertscore.model={model!r} cannot be loaded ({reason}); give the folder or hub id of a "
+            "BERT-like encoder, or null to score by ROUGE and BLEU alone"
         ) from None
 
     def f1(answer: str, gold: str) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from learner.spec import LearnerSpec
-from mrpo.config import Device, LearnerConfig, LossConfig
+from mrpo.choices import Device
+from mrpo.config import LearnerConfig, LossConfig
 from mrpo.families import family_of
 from mrpo.phantom.toy_models import build_toy_model
 from mrpo.prompts import chat_messages

@@ -8,7 +8,8 @@ import pytest
 from judge_server import Answer, ScriptedServer, closed_port
 
 from judge.check import check_judge
-from mrpo.config import JudgeConfig, JudgeKind
+from mrpo.choices import JudgeKind
+from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError, JudgeUnavailableError, UserError
 
 DEFAULT_ENV = JudgeConfig().api_key_env

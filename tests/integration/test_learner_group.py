@@ -24,7 +24,7 @@ from learner.checkpoint import load
 from learner.group import DeepSpeedLearner
 from learner.spec import LearnerSpec
 from learner.step import score, train_step
-from mrpo.config import WeightTransfer
+from mrpo.choices import WeightTransfer
 from mrpo.errors import ConfigError, DataError, NonFiniteError, ResourceError, WeightSyncError
 from mrpo.types import LearnStats
 

@@ -18,7 +18,8 @@ from learner_world import FAMILIES, build_world, completions, make, spec, to_sco
 from learner.rank import Rank
 from learner.sft import sft
 from learner.step import score, train_step
-from mrpo.config import Aggregation, LossConfig
+from mrpo.choices import Aggregation
+from mrpo.config import LossConfig
 from mrpo.errors import ConfigError, DataError, NonFiniteError
 from mrpo.types import LearnStats, SftSample
 

@@ -166,14 +166,16 @@ def training_traces(step: int, num_steps: int, images: list[str], *, judged: boo
                 ended_s=START_S + 10 * step + 2 + sample * 0.4,
             )
             judgement = record.judgement if judged else None
-            traces.append(Trace(example=record.example, completion=record.completion, judgement=judgement))
+            right = float(record.completion.answer == record.example.answer)
+            traces.append(
+                Trace(example=record.example, completion=record.completion, judgement=judgement, answer_reward=right)
+            )
     return score_group_batch(
         traces,
         group_size=GROUP_SIZE,
         algorithm=config.algorithm,
         reward=config.reward,
         on_failure=config.judge.on_failure,
-        answer_reward=lambda answer, gold: float(answer == gold),
     ).traces
 
 

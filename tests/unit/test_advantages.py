@@ -19,7 +19,7 @@ from mrpo.advantages import (
     shape_step_advantages,
     step_weights,
 )
-from mrpo.config import AdvantageKind
+from mrpo.choices import AdvantageKind
 from mrpo.errors import ConfigError, NonFiniteError, UserError
 
 REWARDS = [0.0, 1.0, 2.0, 5.0]  # mean 2, deviations −2 −1 0 3, unbiased std sqrt(14/3)

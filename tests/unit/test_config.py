@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mrpo.choices import JudgeKind, Shaping
 from mrpo.compose import choices, compose_config, resume_config
-from mrpo.config import Config, JudgeKind, Shaping, default_tree, plain
+from mrpo.config import Config, default_tree, plain
 from mrpo.errors import ConfigError
 from mrpo.validation import build_config
 

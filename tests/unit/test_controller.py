@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from fakes import TRUTH, FakeJudge, FakeLearner, FakeRecorder, FakeRollout, FakeWatcher, phantom_example
 
+from mrpo.choices import AnswerKind, JudgeFailurePolicy
 from mrpo.config import (
-    AnswerKind,
+    AnswerConfig,
     CheckpointConfig,
     Config,
     DataConfig,
     EvalConfig,
-    JudgeFailurePolicy,
     RewardConfig,
     RolloutConfig,
     plain,
@@ -27,7 +27,7 @@ from mrpo.config import (
 from mrpo.controller import Controller, Recorder, StopRequested
 from mrpo.errors import EngineError, JudgeUnavailableError, NonFiniteError, ParityError, WeightSyncError
 from mrpo.phantom.language import QuestionKind, write_completion
-from mrpo.rewards.answer import build_answer_reward
+from mrpo.rewards.answer import LocalScorer, build_answer_reward
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import list_checkpoints, list_evaluations, read_metrics
@@ -107,7 +107,7 @@ def make_world(
         rollout=rollout,
         judge=judge,
         learner=learner,
-        answer_reward=build_answer_reward(config.reward),
+        answers=LocalScorer(build_answer_reward(config.reward)),
         recorder=recorder or fake_recorder,
         watchers=[watcher],
         stop=asyncio.Event(),
@@ -583,7 +583,7 @@ def test_a_failed_judgement_in_an_evaluation_is_no_verdict(tmp_path: Path) -> No
 def test_an_answer_without_a_tag_is_evaluated_as_it_is_rewarded(
     tmp_path: Path, kind: AnswerKind, correct: bool
 ) -> None:
-    config = with_config(num_steps=1, eval={"before": True}, reward=RewardConfig(answer_kind=kind))
+    config = with_config(num_steps=1, eval={"before": True}, reward=RewardConfig(answer=AnswerConfig(kind=kind)))
     world = make_world(tmp_path, config, texts=("right",))
     world.run()
     assert {record.correct for record in world.recorder.evaluations["before"]} == {correct}

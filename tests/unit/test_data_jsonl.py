@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mrpo.config import Config, DataConfig, DataKind, EvalConfig, ModelConfig, RolloutConfig
+from mrpo.choices import DataKind
+from mrpo.config import Config, DataConfig, EvalConfig, ModelConfig, RolloutConfig
 from mrpo.data.checks import RowChecks, require_folder
 from mrpo.data.jsonl import FIELDS, read_jsonl, write_jsonl
 from mrpo.data.load import Dataset, load_dataset

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mrpo.config import Config, DataConfig, DataKind
+from mrpo.choices import DataKind
+from mrpo.config import Config, DataConfig
 from mrpo.data.checks import RowChecks
 from mrpo.data.load import load_dataset
 from mrpo.data.vqa_rad import read_vqa_rad

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrpo.config import Aggregation, KLEstimator
+from mrpo.choices import Aggregation, KLEstimator
 from mrpo.errors import NonFiniteError, UserError
 from mrpo.losses import LossConfig, LossInputs, global_denominator, policy_loss
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from synthetic_run import START_S, make_completion, make_example, make_judgement, make_record
 
-from mrpo.config import AlgorithmConfig, JudgeFailurePolicy, RewardConfig
+from mrpo.choices import JudgeFailurePolicy
+from mrpo.config import AlgorithmConfig, RewardConfig
 from mrpo.eval.intervals import mcnemar_p, mean_interval, wilson_interval
 from mrpo.eval.summary import compare, summarize
 from mrpo.metrics import Max, Mean, Sum, evaluation_metrics, merge, reduce, split_times, step_metrics
@@ -50,6 +51,7 @@ def trace(example: Example, sample: int, valid: list[bool] | FailureReason | Non
         example=example,
         completion=completion,
         judgement=None if valid is None else make_judgement(completion, valid),
+        answer_reward=float(answer == example.answer),
     )
 
 
@@ -60,7 +62,6 @@ def score(traces: list[Trace], on_failure: JudgeFailurePolicy = JudgeFailurePoli
         algorithm=AlgorithmConfig(),
         reward=RewardConfig(),
         on_failure=on_failure,
-        answer_reward=lambda answer, gold: float(answer == gold),
     ).traces
 
 

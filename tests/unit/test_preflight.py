@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mrpo.config import ClusterConfig, Config, Device, LearnerConfig, RolloutConfig, WeightTransfer
+from mrpo.choices import Device, WeightTransfer
+from mrpo.config import ClusterConfig, Config, LearnerConfig, RolloutConfig
 from mrpo.errors import ResourceError
 from mrpo.preflight import check_gpus, check_memory, gpus_needed
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrpo.config import AnswerKind, RewardConfig
+from mrpo.choices import AnswerKind
+from mrpo.config import AnswerConfig, BertScoreConfig, RewardConfig
 from mrpo.errors import ConfigError
 from mrpo.rewards import AnswerReward, build_answer_reward, process_reward, step_count_reward
 from mrpo.rewards.laterality import laterality_conflict
@@ -20,14 +21,18 @@ from mrpo.rewards.normalise import normalise_answer
 from mrpo.rewards.symbolic import symbolically_equal
 
 
+def mixed_config(encoder: str) -> RewardConfig:
+    return RewardConfig(answer=AnswerConfig(kind=AnswerKind.MIXED, bertscore=BertScoreConfig(model=encoder)))
+
+
 @pytest.fixture(scope="module")
 def exact() -> AnswerReward:
-    return build_answer_reward(RewardConfig(answer_kind=AnswerKind.EXACT))
+    return build_answer_reward(RewardConfig(answer=AnswerConfig(kind=AnswerKind.EXACT)))
 
 
 @pytest.fixture(scope="module")
 def mixed() -> AnswerReward:
-    return build_answer_reward(RewardConfig(answer_kind=AnswerKind.MIXED))
+    return build_answer_reward(RewardConfig(answer=AnswerConfig(kind=AnswerKind.MIXED)))
 
 
 @pytest.fixture(scope="module")
@@ -216,24 +221,24 @@ def test_side_conflicts_and_empty_answers_earn_nothing(mixed: AnswerReward) -> N
 @settings(deadline=None, max_examples=150)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_two_texts_score_between_0_and_1(answer: str, gold: str) -> None:
-    reward = build_answer_reward(RewardConfig(answer_kind=AnswerKind.MIXED))
+    reward = build_answer_reward(RewardConfig(answer=AnswerConfig(kind=AnswerKind.MIXED)))
     assert 0.0 <= reward(answer, gold) <= 1.0
 
 
 def test_without_an_encoder_its_weight_moves_loudly(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        reward = build_answer_reward(RewardConfig(answer_kind=AnswerKind.MIXED))
+        reward = build_answer_reward(RewardConfig(answer=AnswerConfig(kind=AnswerKind.MIXED)))
         reward("a mass", "left mass")
         reward("liver", "left mass")
     assert [record.message for record in caplog.records] == [
-        "reward.bertscore_model is not set: its weight of 0.5 goes to ROUGE-1 and BLEU-1, half each"
+        "reward.answer.bertscore.model is not set: its weight of 0.5 goes to ROUGE-1 and BLEU-1, half each"
     ]
 
 
 def test_with_an_encoder_it_has_half_the_weight(encoder: str, mixed: AnswerReward) -> None:
     from bert_score import BERTScorer
 
-    reward = build_answer_reward(RewardConfig(answer_kind=AnswerKind.MIXED, bertscore_model=encoder))
+    reward = build_answer_reward(mixed_config(encoder))
     f1 = BERTScorer(model_type=encoder, num_layers=2).score(["the mass"], ["liver mass"])[2].item()
     expected = 0.5 * mixed("the mass", "liver mass") + 0.5 * f1
     assert reward("the mass", "liver mass") == pytest.approx(expected, abs=1e-6)
@@ -243,5 +248,5 @@ def test_with_an_encoder_it_has_half_the_weight(encoder: str, mixed: AnswerRewar
 
 def test_a_missing_encoder_names_the_setting(tmp_path: Path) -> None:
     missing = str(tmp_path / "no_such_encoder")
-    with pytest.raises(ConfigError, match=r"reward\.bertscore_model=.*no_such_encoder.* cannot be loaded"):
-        build_answer_reward(RewardConfig(answer_kind=AnswerKind.MIXED, bertscore_model=missing))
+    with pytest.raises(ConfigError, match=r"reward\.answer\.bertscore\.model=.*no_such_encoder.* cannot be loaded"):
+        build_answer_reward(mixed_config(missing))

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from mrpo.config import ClusterConfig, Config, Device, RolloutConfig
+from mrpo.choices import Device
+from mrpo.config import ClusterConfig, Config, RolloutConfig
 from mrpo.errors import ConfigError
 from rollout.spec import cores_of_engines, engine_environment, engine_specs
 

@@ -8,18 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from mrpo.config import (
-    AdvantageKind,
-    AlgorithmConfig,
-    AnswerKind,
-    JudgeFailurePolicy,
-    RewardConfig,
-    Shaping,
-    TruncatedPolicy,
-)
+from mrpo.choices import AdvantageKind, AnswerKind, JudgeFailurePolicy, Shaping, TruncatedPolicy
+from mrpo.config import AlgorithmConfig, RewardConfig
 from mrpo.errors import JudgeUnavailableError, MRPOError
-from mrpo.rewards.answer import exact_reward
-from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, score_group_batch
+from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, answer_to_rate, score_group_batch
 from mrpo.types import (
     Completion,
     Example,
@@ -89,6 +81,7 @@ def trace(
             ended_s=1.0,
         ),
         judgement=judgement,
+        answer_reward=float(answer == "left"),
     )
 
 
@@ -111,7 +104,6 @@ def score(
         algorithm=AlgorithmConfig() if algorithm is None else algorithm,
         reward=reward,
         on_failure=on_failure,
-        answer_reward=exact_reward,
         prompt_order=prompt_order,
     )
 
@@ -285,11 +277,10 @@ def test_a_failed_judgement_of_a_masked_completion_touches_nobody() -> None:
 
 
 def test_a_missing_answer_tag_scores_the_text_only_where_overlap_counts() -> None:
-    traces = [trace("a", 0, answer=None), trace("a", 1, answer="right")]  # the text of both is "left"
-    exact = score(traces, group_size=2)
-    mixed = score(traces, group_size=2, reward=RewardConfig(answer_kind=AnswerKind.MIXED))
-    assert column(exact, "answer_reward") == [0.0, 0.0]
-    assert column(mixed, "answer_reward") == [1.0, 0.0]
+    bare, tagged = trace("a", 0, answer=None).completion, trace("a", 1, answer=" right ").completion
+    assert bare.text == tagged.text == "left"
+    assert [answer_to_rate(bare, kind) for kind in AnswerKind] == ["", "left", ""]
+    assert [answer_to_rate(tagged, kind) for kind in AnswerKind] == ["right"] * 3
 
 
 def test_equal_rewards_stay_in_training_with_zero_advantage() -> None:

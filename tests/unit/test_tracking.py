@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mrpo.config import WandbConfig, WandbMode
+from mrpo.choices import WandbMode
+from mrpo.config import WandbConfig
 from mrpo.errors import ConfigError
 from mrpo.tracking import NoTracker, WandbTracker, make_tracker
 

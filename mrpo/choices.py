@@ -1,0 +1,153 @@
+"""The choices that settings of `mrpo/config.py` have."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ToyFamily(StrEnum):
+    """Families a toy model can be built of."""
+
+    QWEN2_5_VL = "qwen2_5_vl"
+    QWEN3_VL = "qwen3_vl"
+    INTERNVL = "internvl"
+
+
+class DataKind(StrEnum):
+    """Where questions come from."""
+
+    PHANTOM = "phantom"  # generated; no download
+    JSONL = "jsonl"  # the internal format
+    VQA_RAD = "vqa_rad"  # train.json / test.json and images/ as distributed
+
+
+class AdvantageKind(StrEnum):
+    """How rewards become one advantage per completion."""
+
+    GRPO = "grpo"
+    GDPO = "gdpo"
+    DR_GRPO = "dr_grpo"
+    RLOO = "rloo"
+
+
+class Shaping(StrEnum):
+    """How verdicts become advantages of tokens."""
+
+    MRPO = "mrpo"  # a wrong answer's invalid steps lose, the earlier the more
+    PURE = "pure"  # each token adds the least reward of the steps from its own on
+    PROCESS_SUPERVISION = "process_supervision"  # each token adds the normalised rewards of the steps from its own on
+    NONE = "none"  # every token has its completion's advantage
+
+
+# These give the process reward to the tokens of its steps, so that it is no part of the completion's advantage.
+STEP_CREDITING = frozenset((Shaping.PURE, Shaping.PROCESS_SUPERVISION))
+
+
+class Schedule(StrEnum):
+    """How the penalty of an invalid step depends on its position."""
+
+    EXPONENTIAL = "exponential"
+    LINEAR = "linear"
+    REVERSED = "reversed"
+    NONE = "none"
+
+
+class Aggregation(StrEnum):
+    """How token losses become one number."""
+
+    SEQUENCE_MEAN = "sequence_mean"
+    TOKEN_MEAN = "token_mean"
+    CONSTANT = "constant"
+
+
+class KLEstimator(StrEnum):
+    """Schulman's estimators of KL(policy ‖ reference) per token."""
+
+    K1 = "k1"
+    K2 = "k2"
+    K3 = "k3"
+
+
+class Ratio(StrEnum):
+    """What the clipped importance ratio is measured over."""
+
+    TOKEN = "token"  # each token's own (PPO, GRPO)
+    SEQUENCE = "sequence"  # the completion's geometric mean (GSPO); averages token advantages away
+    SEQUENCE_TOKEN = "sequence_token"  # its value, with each token's own gradient (GSPO-token)
+
+
+class Importance(StrEnum):
+    """Correction for completions sampled by other numerics or an older policy than old_logprobs are of."""
+
+    NONE = "none"
+    TRUNCATE = "truncate"  # weights above the cap are cut down to it (truncated importance sampling)
+    MASK = "mask"  # tokens with a weight outside [floor, cap] get no gradient (IcePop)
+
+
+class TruncatedPolicy(StrEnum):
+    """What happens to a completion that the token limit cut."""
+
+    KEEP = "keep"  # scored as it stands
+    MASK = "mask"  # no gradient, out of the baseline
+
+
+class JudgeFailurePolicy(StrEnum):
+    """What happens to a completion whose judgement failed."""
+
+    EXCLUDE = "exclude"  # it leaves the group baseline and gets no gradient
+    ANSWER_ONLY = "answer_only"  # its group is scored without the process part
+    FAIL = "fail"  # the training step raises
+
+
+class JudgeKind(StrEnum):
+    """Which judge rules on the steps."""
+
+    ORACLE = "oracle"  # local server that rules on phantom steps exactly
+    OPENAI_COMPATIBLE = "openai_compatible"
+    NONE = "none"  # answer-only rewards
+
+
+class AnswerKind(StrEnum):
+    """How the answer is scored."""
+
+    EXACT = "exact"  # equal after normalisation: 1, else 0
+    MIXED = "mixed"  # symbolic or exact equality, else lexical and semantic overlap
+    JUDGE = "judge"  # the judge says whether it is correct: 1, else 0
+
+
+class EncoderPlacement(StrEnum):
+    """Where BERTScore's encoder runs."""
+
+    IN_PROCESS = "in_process"  # in the driver
+    ACTOR = "actor"  # in a Ray actor of its own
+
+
+class WeightTransfer(StrEnum):
+    """How weights reach the engines."""
+
+    SHM = "shm"  # shared memory of one host; CPU
+    NCCL = "nccl"  # across GPUs
+    IPC = "ipc"  # learner and engine on one GPU
+
+
+class Device(StrEnum):
+    """Where learner and engines run."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class Dtype(StrEnum):
+    """Number format of weights and activations."""
+
+    AUTO = "auto"  # float32 on CPU, bfloat16 on GPU
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class WandbMode(StrEnum):
+    """Whether and where Weights & Biases logs."""
+
+    DISABLED = "disabled"
+    OFFLINE = "offline"
+    ONLINE = "online"
