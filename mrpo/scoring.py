@@ -104,6 +104,7 @@ class _Rated:
     valid: bool  # may enter the baseline
     process: float | None
     step_count: float
+    verdicts: list[bool] | None  # [K] that its tokens may go by
 
     @property
     def completion(self) -> Completion:
@@ -144,7 +145,7 @@ def score_group_batch(
         unjudged = _is_unjudged(group)
         failed = uses_verdicts and not unjudged and any(_counts_as_failure(trace, algorithm) for trace in group)
         if on_failure == JudgeFailurePolicy.FAIL:
-            _raise_failure(group, steps=failed)
+            _raise_failure([trace for trace in group if not _is_masked(trace, algorithm)], steps=failed)
         answer_only = failed and on_failure == JudgeFailurePolicy.ANSWER_ONLY
         unjudged_groups += unjudged
         failed_groups += answer_only
@@ -167,8 +168,13 @@ def score_group_batch(
 
 def rewards_use_verdicts(algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:
     """Whether verdicts decide about any advantage. Where they don't, a judge is only a measure, and may fail."""
-    shaped = algorithm.shaping != Shaping.NONE and algorithm.schedule != Schedule.NONE
-    return shaped or reward.process_weight > 0
+    return _is_shaped(algorithm) or reward.process_weight > 0
+
+
+def _is_shaped(algorithm: AlgorithmConfig) -> bool:
+    """Whether verdicts decide about the advantages of tokens."""
+    by_position = algorithm.shaping == Shaping.MRPO and algorithm.schedule == Schedule.NONE
+    return algorithm.shaping != Shaping.NONE and not by_position
 
 
 def _groups(traces: Sequence[Trace], group_size: int, prompt_order: Sequence[str] | None) -> list[list[Trace]]:
@@ -232,6 +238,8 @@ def _rate(
         valid=complete and not _is_masked(trace, algorithm),
         process=process,
         step_count=step_count_reward(len(trace.completion.steps), reward.min_steps, reward.max_steps),
+        # Step credits are the process reward: a group scored without it has none of them.
+        verdicts=_verdicts(trace) if with_process or algorithm.shaping not in STEP_CREDITING else None,
     )
 
 
@@ -303,8 +311,8 @@ def _scored_group(
     reward: RewardConfig,
 ) -> list[ScoredTrace]:
     """The completions of one prompt with the advantages of their tokens; outside the baseline these are 0."""
-    shaped = algorithm.shaping != Shaping.NONE and algorithm.schedule != Schedule.NONE
-    verdicts = [_verdicts(item.trace) if shaped and in_ else None for item, in_ in zip(rated, kept, strict=True)]
+    shaped = _is_shaped(algorithm)
+    verdicts = [item.verdicts if shaped and in_ else None for item, in_ in zip(rated, kept, strict=True)]
     credited = [
         Credited(
             advantage=advantage,

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from mrpo.choices import AdvantageKind, AnswerKind, JudgeFailurePolicy, Shaping, TruncatedPolicy
+from mrpo.choices import AdvantageKind, AnswerKind, JudgeFailurePolicy, Schedule, Shaping, TruncatedPolicy
 from mrpo.config import AlgorithmConfig, RewardConfig
 from mrpo.errors import JudgeUnavailableError, MRPOError
 from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, answer_to_rate, score_group_batch
 from mrpo.types import (
+    AnswerJudgement,
     Completion,
     Example,
     FailureReason,
@@ -336,3 +337,77 @@ def test_keys_of_samples_are_those_of_the_baseline() -> None:
     batch = score(FAILED_GROUP)
     kept = {key for key, item in by_key(batch).items() if item.in_baseline}
     assert {sample.key for sample in batch.train_samples()} == kept
+
+
+PURE = AlgorithmConfig(advantage=AdvantageKind.RLOO, shaping=Shaping.PURE, credit_temperature=0.0)
+PROCESS = AlgorithmConfig(advantage=AdvantageKind.DR_GRPO, shaping=Shaping.PROCESS_SUPERVISION)
+ANSWER_ONLY = RewardConfig(process_weight=0.0, step_count_weight=0.0)
+
+
+def test_pure_credits_steps_beside_the_answers_advantage() -> None:
+    batch = score([trace("a", 0), trace("a", 1, answer="right", valid="vx")], algorithm=PURE, group_size=2)
+    assert column(batch, "advantage") == [1.0, -1.0], "of the answer alone: its steps' rewards go to their tokens"
+    assert column(batch, "process_reward") == [1.0, 0.5]
+    # Returns 1, 1 and −1, −1; five tokens up to the last step; each is measured against the other's mean.
+    assert batch.traces[0].token_advantages == [1.0 + 1.0 + 1.0] * 5 + [1.0]
+    assert batch.traces[1].token_advantages == [-1.0 - 1.0 - 1.0] * 5 + [-1.0]
+
+
+def test_process_supervision_credits_what_follows() -> None:
+    batch = score([trace("a", 0), trace("a", 1, answer="right", valid="vx")], algorithm=PROCESS, group_size=2)
+    assert column(batch, "advantage") == [0.5, -0.5]
+    up, down = 0.25 / (0.5 + 1e-4), -0.75 / (0.5 + 1e-4)  # of the steps 1, 1, 1, 0
+    assert batch.traces[0].token_advantages == pytest.approx([0.5 + 2 * up] * 3 + [0.5 + up] * 2 + [0.5])
+    assert batch.traces[1].token_advantages == pytest.approx([-0.5 + up + down] * 3 + [-0.5 + down] * 2 + [-0.5])
+
+
+@pytest.mark.parametrize("algorithm", [PURE, PROCESS])
+def test_a_group_scored_without_the_process_part_has_no_step_credit(algorithm: AlgorithmConfig) -> None:
+    traces = [trace("a", 0), trace("a", 1, answer="right", valid="vx"), trace("a", 2, valid=FailureReason.TIMEOUT)]
+    only = score(traces, algorithm=algorithm, group_size=3, on_failure=JudgeFailurePolicy.ANSWER_ONLY)
+    assert all(set(item.token_advantages) == {item.advantage} for item in only.traces)
+    assert all(item.verdicts_used is None for item in only.traces)
+    excluded = score(traces, algorithm=algorithm, group_size=3)
+    assert set(excluded.traces[2].token_advantages) == {0.0}
+    assert len(set(excluded.traces[1].token_advantages)) > 1
+
+
+def test_step_credits_do_not_depend_on_the_schedule_of_mrpo() -> None:
+    traces = [trace("a", 0), trace("a", 1, answer="right", valid="vx")]
+    without = score(traces, algorithm=replace(PURE, schedule=Schedule.NONE), group_size=2)
+    assert [item.token_advantages for item in without.traces] == [
+        item.token_advantages for item in score(traces, algorithm=PURE, group_size=2).traces
+    ]
+
+
+@pytest.mark.parametrize("policy", list(JudgeFailurePolicy))
+def test_where_verdicts_decide_nothing_a_failed_judgement_harms_nobody(policy: JudgeFailurePolicy) -> None:
+    traces = [trace("a", 0), trace("a", 1, answer="right"), trace("a", 2, valid=FailureReason.TIMEOUT)]
+    unshaped = AlgorithmConfig(shaping=Shaping.NONE)
+    batch = score(traces, algorithm=unshaped, reward=ANSWER_ONLY, on_failure=policy, group_size=3)
+    assert column(batch, "in_baseline") == [True] * 3
+    assert column(batch, "reward") == [1.0, 0.0, 1.0]
+    assert column(batch, "process_reward") == [1.0, 1.0, None], "measured all the same"
+    assert batch.counts.groups_answer_only == 0
+
+
+def unrated(item: Trace) -> Trace:
+    """The same, with an answer that the judge failed to rate."""
+    failure = JudgeFailure(reason=FailureReason.BAD_JSON, detail="prose")
+    ruling = AnswerJudgement(key=item.completion.key, outcome=failure, started_s=0.0, ended_s=1.0, attempts=2)
+    return replace(item, answer_reward=None, answer_judgement=ruling)
+
+
+@pytest.mark.parametrize("policy", [JudgeFailurePolicy.EXCLUDE, JudgeFailurePolicy.ANSWER_ONLY])
+def test_an_answer_that_could_not_be_rated_is_excluded_and_not_wrong(policy: JudgeFailurePolicy) -> None:
+    traces = [trace("a", 0), unrated(trace("a", 1)), trace("a", 2, answer="right")]
+    batch = score(traces, on_failure=policy, group_size=3)
+    pair = score([trace("a", 0), trace("a", 1, answer="right")], group_size=2)
+    assert column(batch, "in_baseline") == [True, False, True]
+    assert column(batch, "reward")[1] is None
+    assert column(batch, "advantage") == [pair.traces[0].advantage, 0.0, pair.traces[1].advantage]
+
+
+def test_an_answer_that_could_not_be_rated_raises_under_fail() -> None:
+    with pytest.raises(JudgeUnavailableError, match=r"judgement of a#1 failed \(bad_json: prose\)"):
+        score([trace("a", 0), unrated(trace("a", 1))], on_failure=JudgeFailurePolicy.FAIL, group_size=2)
