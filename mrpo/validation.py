@@ -45,6 +45,8 @@ def _explain(item: Any) -> str:
     if item["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(path, _all_paths(Config), n=1, cutoff=0.5)
         return f"unknown setting {path!r}" + (f"; did you mean {near[0]!r}?" if near else "; see mrpo/config.py")
+    if item["type"] == "value_error":
+        return f"{path}: {item['ctx']['error']}"  # settings of one section that contradict each other
     return f"{path}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 

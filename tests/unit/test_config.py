@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,46 @@ def test_every_group_choice_composes(group: str) -> None:
         if group == "data" and choice != "phantom":
             overrides += ["judge=none", "data.root=/data"]
         compose_config(overrides)
+
+
+BASELINES = {
+    "mrpo": ("grpo", "mrpo", 1.0),
+    "mrpo_uniform": ("grpo", "mrpo", 1.0),
+    "mrpo_linear": ("grpo", "mrpo", 1.0),
+    "mrpo_reversed": ("grpo", "mrpo", 1.0),
+    "grpo": ("grpo", "none", 1.0),
+    "grpo_answer_only": ("grpo", "none", 0.0),
+    "gdpo": ("gdpo", "none", 1.0),
+    "pure_min": ("rloo", "pure", 1.0),
+    "pure_softmax": ("rloo", "pure", 1.0),
+    "process_supervision": ("grpo", "process_supervision", 1.0),
+    "dr_grpo": ("dr_grpo", "none", 1.0),
+    "rloo": ("rloo", "none", 1.0),
+    "dapo": ("grpo", "none", 1.0),
+    "gspo": ("grpo", "none", 1.0),
+}
+
+
+@pytest.mark.parametrize("name", choices("algorithm"))
+def test_every_baseline_is_what_its_name_says(name: str) -> None:
+    config = compose_config([f"algorithm={name}"])
+    algorithm = config.algorithm
+    assert (algorithm.advantage, algorithm.shaping, config.reward.process_weight) == BASELINES[name]
+    weights = {
+        "mrpo_uniform": (1.0, "exponential"),
+        "mrpo_linear": (math.e, "linear"),
+        "mrpo_reversed": (math.e, "reversed"),
+    }
+    assert (algorithm.base, algorithm.schedule) == weights.get(name, (math.e, "exponential"))
+    assert algorithm.credit_temperature == (0.0 if name == "pure_min" else 0.1)
+    assert config.reward.step_count_weight == (0.0 if name == "grpo_answer_only" else 1.0)
+
+
+@pytest.mark.parametrize("name", choices("algorithm"))
+def test_every_baseline_goes_with_every_recipe(name: str) -> None:
+    for experiment in ("internvl3", "vqa_rad_smoke"):
+        config = compose_config([f"experiment={experiment}", f"algorithm={name}", *NEEDS])
+        assert config.algorithm.shaping == BASELINES[name][1]
 
 
 def test_published_hyper_parameters() -> None:
@@ -94,6 +135,16 @@ def test_bad_overrides_are_named_in_one_line(override: str, words: list[str]) ->
         (["rollout.tensor_parallel=2"], ["tensor_parallel=2", "GPUs"]),
         (["judge.oracle.error_rate=0.7", "judge.oracle.garbage_rate=0.7"], ["judge.oracle", "1.4"]),
         (["data.num_train=4"], ["data.num_train=4", "prompts_per_step=8"]),
+        (["judge=none", "reward.answer.kind=judge"], ["reward.answer.kind=judge", "judge.kind=none"]),
+        (["algorithm=pure_min", "reward.process_weight=0"], ["algorithm.shaping=pure", "reward.process_weight=0"]),
+        (["algorithm.loss.ratio=sequence"], ["shaping=mrpo", "ratio=sequence_token"]),
+        (["algorithm=gspo", "algorithm.loss.aggregation=token_mean"], ["algorithm.loss", "sequence_mean"]),
+        (["rollout.temperature=0.7"], ["rollout.temperature=1", "algorithm.loss.importance=none"]),
+        (["rollout.top_p=0.9"], ["rollout.top_p=1", "algorithm.loss.importance=none"]),
+        (
+            ["algorithm.loss.importance=mask", "algorithm.loss.importance_floor=3"],
+            ["importance_floor=3", "importance_cap=2"],
+        ),
     ],
 )
 def test_contradictions_are_refused_with_the_remedy(overrides: list[str], words: list[str]) -> None:
