@@ -21,6 +21,7 @@ setup: $(INSTALLED) ## install into .venv; the other commands do it when needed 
 $(INSTALLED): requirements/$(DEVICE).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else "python %d.%d found, 3.11 or 3.12 needed; set PYTHON=<path>" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r $<
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
