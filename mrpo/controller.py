@@ -15,27 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mrpo.choices import AnswerKind
+from mrpo.collection import Collector
 from mrpo.config import Config
-from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError, WeightSyncError
-from mrpo.eval.record import EvalRecord
+from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError
+from mrpo.eval.record import EvalRecord, record_of
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
-from mrpo.protocols import AnswerScorer, JudgePool, Learner, RolloutPool
+from mrpo.protocols import Learner
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
-from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, answer_to_rate, score_group_batch
+from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, score_group_batch
 from mrpo.types import (
-    AnswerJudgement,
-    AnswerRequest,
-    Completion,
     Example,
     JudgeFailure,
-    Judgement,
-    JudgeRequest,
     LearnStats,
-    RolloutRequest,
     ScoreSample,
-    Verdicts,
 )
 
 logger = logging.getLogger(__name__)
@@ -73,10 +66,8 @@ class Controller:
     config: Config
     train: Sequence[Example]
     test: Sequence[Example]
-    rollout: RolloutPool
-    judge: JudgePool | None
+    collector: Collector
     learner: Learner
-    answers: AnswerScorer
     recorder: Recorder
     watchers: Sequence[Watcher]
     stop: asyncio.Event
@@ -144,7 +135,7 @@ class Controller:
             shuffle=config.data.shuffle,
         )
         requests = requests_of_step(prompts, self.step, rollout=config.rollout, seed=config.seed)
-        traces = await self._until_stopped(self.collect(prompts, requests, judge=self.judge))
+        traces = await self._until_stopped(self.collector.collect(prompts, requests, policy_version=self.step))
         batch = self.score(traces)
         samples = batch.train_samples()
         stats, sync_s = None, 0.0
@@ -155,7 +146,7 @@ class Controller:
             if samples:
                 sync_s = await self.sync()
             else:
-                await self.rollout.set_policy_version(self.step)
+                await self.collector.rollout.set_policy_version(self.step)
         finally:
             # The update is made: the step is on record even where the engines did not get it.
             self._record_step(batch, stats, started_s=started_s, sync_s=sync_s)
@@ -173,61 +164,6 @@ class Controller:
         self.recorder.log_metrics(self.step, metrics)
         for watcher in self.watchers:
             watcher.step(self.step, metrics)
-
-    async def collect(
-        self, prompts: Mapping[str, Example], requests: Sequence[RolloutRequest], *, judge: JudgePool | None
-    ) -> list[Trace]:
-        """Sample all requests; judge each completion from the moment it ends. Returns traces in request order."""
-        judging: dict[str, asyncio.Task[tuple[Judgement | None, AnswerJudgement | None]]] = {}
-        completions: dict[str, Completion] = {}
-        try:
-            async for completion in self.rollout.generate(requests):
-                if completion.policy_version != self.step:
-                    raise WeightSyncError(
-                        f"{completion.key} was sampled by policy version {completion.policy_version}, expected "
-                        f"{self.step}; an engine missed a weight update"
-                    )
-                completions[completion.key] = completion
-                example = prompts[completion.prompt_id]
-                judging[completion.key] = asyncio.create_task(self._rulings(judge, completion, example))
-            rulings = dict(zip(judging, await asyncio.gather(*judging.values()), strict=True))
-        finally:
-            for task in judging.values():
-                task.cancel()
-            await asyncio.gather(*judging.values(), return_exceptions=True)  # none outlives the step
-        pairs = [(completions[request.key], prompts[request.prompt_id]) for request in requests]
-        rewards = await self._answer_rewards(pairs, [rulings[request.key][1] for request in requests])
-        return [
-            Trace(
-                example=example,
-                completion=completion,
-                judgement=rulings[completion.key][0],
-                answer_reward=reward,
-                answer_judgement=rulings[completion.key][1],
-            )
-            for (completion, example), reward in zip(pairs, rewards, strict=True)
-        ]
-
-    async def _rulings(
-        self, judge: JudgePool | None, completion: Completion, example: Example
-    ) -> tuple[Judgement | None, AnswerJudgement | None]:
-        """On the steps, and on the answer where it is the judge's to rate; the two calls run side by side."""
-        if self.config.reward.answer.kind != AnswerKind.JUDGE:
-            return await _step_ruling(judge, completion, example), None
-        steps, answer = _step_ruling(judge, completion, example), _answer_ruling(self.judge, completion, example)
-        return await asyncio.gather(steps, answer)
-
-    async def _answer_rewards(
-        self, pairs: Sequence[tuple[Completion, Example]], rulings: Sequence[AnswerJudgement | None]
-    ) -> list[float | None]:
-        """[N] in [0, 1]; an answer that is empty or missing scores 0, one whose judgement failed has none."""
-        kind = self.config.reward.answer.kind
-        texts = [answer_to_rate(completion, kind) for completion, _ in pairs]
-        if kind == AnswerKind.JUDGE:
-            return [_reward_of(ruling) if text else 0.0 for text, ruling in zip(texts, rulings, strict=True)]
-        asked = [(text, example.answer) for text, (_, example) in zip(texts, pairs, strict=True) if text]
-        scores = iter(await self.answers.score(asked))
-        return [next(scores) if text else 0.0 for text in texts]
 
     def score(self, traces: Sequence[Trace]) -> ScoredBatch:
         """Rewards and token advantages; refuses a step in which the judge was mostly out.
@@ -258,7 +194,7 @@ class Controller:
         """Send the learner's weights to the engines and prove on the probe that they arrived. Returns seconds."""
         started = time.perf_counter()
         await self.learner.publish()
-        await self.rollout.set_policy_version(self.step)
+        await self.collector.rollout.set_policy_version(self.step)
         if self._probe is not None:
             result = await self._compare([self._probe])
             require_parity(result, bound=self.config.parity.probe_max_diff, setting="parity.probe_max_diff")
@@ -272,7 +208,7 @@ class Controller:
         requests = [request for request in requests if request.sample_index == 0]
         samples: list[ScoreSample] = []
         engine: list[list[float]] = []
-        async for completion in self.rollout.generate(requests):
+        async for completion in self.collector.rollout.generate(requests):
             samples.append(
                 ScoreSample(
                     key=completion.key,
@@ -294,7 +230,7 @@ class Controller:
         return result
 
     async def _compare(self, samples: Sequence[ScoreSample]) -> ParityResult:
-        ours, theirs = await asyncio.gather(self.learner.score(samples), self.rollout.score(samples))
+        ours, theirs = await asyncio.gather(self.learner.score(samples), self.collector.rollout.score(samples))
         return compare_logprobs(samples, ours, theirs)
 
     async def evaluate(self, name: str) -> None:
@@ -302,25 +238,12 @@ class Controller:
         config = self.config
         examples = {example.id: example for example in self.test}
         requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
-        judge = self.judge if config.eval.judge else None
-        traces = await self._until_stopped(self.collect(examples, requests, judge=judge))
-        records = [self._record(trace) for trace in traces]
+        work = self.collector.collect(examples, requests, policy_version=self.step, judge_steps=config.eval.judge)
+        records = [record_of(trace, threshold=config.algorithm.threshold) for trace in await self._until_stopped(work)]
         self.recorder.write_evaluation(name, records)
         metrics = evaluation_metrics(records)
         for watcher in self.watchers:
             watcher.evaluation(name, self.step, metrics)
-
-    def _record(self, trace: Trace) -> EvalRecord:
-        judgement = trace.judgement
-        outcome = judgement.outcome if judgement else None
-        return EvalRecord(
-            example=trace.example,
-            completion=trace.completion,
-            judgement=judgement,
-            answer_judgement=trace.answer_judgement,
-            correct=trace.answer_reward is not None and trace.answer_reward > self.config.algorithm.threshold,
-            valid=outcome.valid if isinstance(outcome, Verdicts) else None,
-        )
 
     async def save(self) -> None:
         """Write a checkpoint of the steps done."""
@@ -343,39 +266,3 @@ class Controller:
             for pending in (task, stopped):
                 pending.cancel()
             await asyncio.gather(task, stopped, return_exceptions=True)
-
-
-async def _step_ruling(judge: JudgePool | None, completion: Completion, example: Example) -> Judgement | None:
-    """A ruling, or None where there is nothing to rule on: no judge, no gold rationale, no step."""
-    if judge is None or example.rationale is None or not completion.steps:
-        return None
-    request = JudgeRequest(
-        key=completion.key,
-        image=example.image,
-        question=example.question,
-        answer=example.answer,
-        rationale=example.rationale,
-        steps=[step.text for step in completion.steps],
-    )
-    return await judge.judge(request)
-
-
-async def _answer_ruling(judge: JudgePool | None, completion: Completion, example: Example) -> AnswerJudgement | None:
-    """A ruling on the answer, or None where there is nothing to rule on: no judge asked, or no answer."""
-    generated = answer_to_rate(completion, AnswerKind.JUDGE)
-    if judge is None or not generated:
-        return None
-    return await judge.judge_answer(
-        AnswerRequest(
-            key=completion.key,
-            image=example.image,
-            question=example.question,
-            answer=example.answer,
-            generated=generated,
-        )
-    )
-
-
-def _reward_of(ruling: AnswerJudgement | None) -> float | None:
-    assert ruling is not None, "an answer that is the judge's to rate was not sent to it"
-    return None if isinstance(ruling.outcome, JudgeFailure) else float(ruling.outcome)

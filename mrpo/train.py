@@ -20,6 +20,7 @@ from rich.text import Text
 
 from mrpo.checkpoint_source import local_checkpoint
 from mrpo.choices import Device
+from mrpo.collection import Collector
 from mrpo.compose import compose_config, resume_config
 from mrpo.config import Config, plain
 from mrpo.console import Console
@@ -206,10 +207,13 @@ class _Run:
             config=config,
             train=self.dataset.train,
             test=self.dataset.test,
-            rollout=parts.rollout,
-            judge=parts.judge,
+            collector=Collector(
+                rollout=parts.rollout,
+                judge=parts.judge,
+                answers=self.answers,
+                answer_kind=config.reward.answer.kind,
+            ),
             learner=parts.learner,
-            answers=self.answers,
             recorder=run,
             watchers=[self.console, tracker],
             stop=self.stop,

@@ -14,6 +14,7 @@ import pytest
 from fakes import TRUTH, FakeJudge, FakeLearner, FakeRecorder, FakeRollout, FakeWatcher, phantom_example
 
 from mrpo.choices import AnswerKind, JudgeFailurePolicy
+from mrpo.collection import Collector
 from mrpo.config import (
     AnswerConfig,
     CheckpointConfig,
@@ -104,10 +105,13 @@ def make_world(
         config=config,
         train=train,
         test=test,
-        rollout=rollout,
-        judge=judge,
+        collector=Collector(
+            rollout=rollout,
+            judge=judge,
+            answers=LocalScorer(build_answer_reward(config.reward)),
+            answer_kind=config.reward.answer.kind,
+        ),
         learner=learner,
-        answers=LocalScorer(build_answer_reward(config.reward)),
         recorder=recorder or fake_recorder,
         watchers=[watcher],
         stop=asyncio.Event(),
@@ -269,7 +273,7 @@ def test_a_completion_without_steps_is_never_judged_and_stays_in_the_baseline(tm
 
 def test_without_a_judge_rewards_are_answer_only(tmp_path: Path) -> None:
     world = make_world(tmp_path, with_config(num_steps=1))
-    world.controller.judge = None
+    world.controller.collector = replace(world.controller.collector, judge=None)
     world.run()
     assert all(item.process_reward is None for item in world.recorder.rollouts[1])
     assert len(world.learner.batches[0]) == 2 * G
