@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Generic
 
 import httpx
 
 from judge.backoff import pause_s, retry_after_s
 from judge.image import data_url
 from judge.limiter import Limiter
+from judge.prompts import Prompt, answer_prompt, step_prompt
+from judge.reply import Parser, Reply, Ruling, parse_response
 from judge.request import build_body, estimate_tokens
-from judge.schema import Reply, parse_response
 from mrpo.config import JudgeConfig
-from mrpo.types import FailureReason, JudgeFailure, Judgement, JudgeRequest
+from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 DETAIL_CHARS = 200  # of an error body, in a failure's detail
@@ -35,12 +37,12 @@ class Retryable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(Generic[Ruling]):
     """What every attempt of one call needs."""
 
     http: httpx.AsyncClient
     body: bytes
-    num_steps: int
+    parse: Parser[Ruling]
     estimated_tokens: int
 
 
@@ -49,7 +51,20 @@ class Progress:
     """How far a call has come; outlives the deadline that may cut the call anywhere."""
 
     attempts: int = 0
+    sent_s: float | None = None  # time.time() of the first attempt
     failure: JudgeFailure | None = None  # of the last attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What a call took; the part that all judgements have in common."""
+
+    started_s: float
+    sent_s: float | None
+    ended_s: float
+    attempts: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 def is_local(url: str) -> bool:
@@ -108,7 +123,7 @@ class JudgeClient:
             await client.aclose()
 
     async def judge(self, request: JudgeRequest, *, max_attempts: int) -> Judgement:
-        """Rule on one completion with at most `max_attempts` HTTP requests.
+        """Rule on the steps of one completion with at most `max_attempts` HTTP requests.
 
         The deadline runs from the first request on: time spent waiting for a free slot or for the rate limit is the
         caller's own queue and not the judge's fault.
@@ -116,24 +131,32 @@ class JudgeClient:
         Raises:
             DataError: the image cannot be read.
         """
+        reply, account = await self._rule(step_prompt(request), request.image, max_attempts)
+        return Judgement(key=request.key, outcome=reply.outcome, **asdict(account))
+
+    async def judge_answer(self, request: AnswerRequest, *, max_attempts: int) -> AnswerJudgement:
+        """Rule on one answer, on the terms of `judge`."""
+        reply, account = await self._rule(answer_prompt(request), request.image, max_attempts)
+        return AnswerJudgement(key=request.key, outcome=reply.outcome, **asdict(account))
+
+    async def _rule(self, prompt: Prompt[Ruling], image: str, max_attempts: int) -> tuple[Reply[Ruling], Account]:
         started_s = time.time()
         progress = Progress()
         http = await self._slots.get()
         try:
-            image_url = data_url(request.image) if self._config.send_image else None
-            body = build_body(request, self._config, image_url=image_url)
-            estimated = estimate_tokens(request, send_image=self._config.send_image)
+            image_url = data_url(image) if self._config.send_image else None
+            body = build_body(prompt, self._config, image_url=image_url)
+            estimated = estimate_tokens(prompt, send_image=self._config.send_image)
             await self._wait_for_rate(estimated)
-            call = Call(http=http, body=body, num_steps=len(request.steps), estimated_tokens=estimated)
+            call = Call(http=http, body=body, parse=prompt.parse, estimated_tokens=estimated)
             reply = await self._call(call, max_attempts, progress)
         finally:
             self._slots.put_nowait(http)
         if self._limiter is not None and reply.prompt_tokens:
             await self._limiter.settle(reply.prompt_tokens + reply.completion_tokens - estimated)
-        return Judgement(
-            key=request.key,
-            outcome=reply.outcome,
+        return reply, Account(
             started_s=started_s,
+            sent_s=progress.sent_s,
             ended_s=time.time(),
             attempts=progress.attempts,
             prompt_tokens=reply.prompt_tokens,
@@ -144,7 +167,7 @@ class JudgeClient:
         if self._limiter is not None:
             await asyncio.sleep(await self._limiter.reserve(num_tokens))
 
-    async def _call(self, call: Call, max_attempts: int, progress: Progress) -> Reply:
+    async def _call(self, call: Call[Ruling], max_attempts: int, progress: Progress) -> Reply[Ruling]:
         """Attempt until a reply, a final failure, the last attempt or the deadline."""
         ends_at = asyncio.get_running_loop().time() + self._config.deadline_s
         deadline = asyncio.timeout_at(ends_at)
@@ -159,7 +182,10 @@ class JudgeClient:
                 detail += f"; before that: {progress.failure.detail}"
             return Reply(outcome=JudgeFailure(reason=FailureReason.TIMEOUT, detail=detail))
 
-    async def _attempts(self, call: Call, max_attempts: int, progress: Progress, ends_at: float) -> Reply:
+    async def _attempts(
+        self, call: Call[Ruling], max_attempts: int, progress: Progress, ends_at: float
+    ) -> Reply[Ruling]:
+        progress.sent_s = time.time()
         while True:
             progress.attempts += 1
             result = await self._attempt(call)
@@ -176,7 +202,7 @@ class JudgeClient:
             await asyncio.sleep(pause)
             await self._wait_for_rate(call.estimated_tokens)
 
-    async def _attempt(self, call: Call) -> Reply | Retryable:
+    async def _attempt(self, call: Call[Ruling]) -> Reply[Ruling] | Retryable:
         """One HTTP request."""
         try:
             response = await call.http.post(self._endpoint, content=call.body)
@@ -185,7 +211,7 @@ class JudgeClient:
             return Retryable(failure=JudgeFailure(reason=FailureReason.TRANSPORT, detail=detail))
         status = response.status_code
         if status == 200:
-            return parse_response(response.content, call.num_steps)
+            return parse_response(response.content, call.parse)
         detail = f"HTTP {status}: {self._redact(response.text)[:DETAIL_CHARS]}"
         if status == 429 or status >= 500:
             reason = FailureReason.RATE_LIMITED if status == 429 else FailureReason.TRANSPORT

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -17,9 +17,10 @@ from judge.limiter import RateLimiter, RemoteLimiter, split_concurrency
 from judge.worker import JudgeWorker
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError, MRPOError
-from mrpo.types import FailureReason, JudgeFailure, Judgement, JudgeRequest
+from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest
 
 logger = logging.getLogger(__name__)
+Made = TypeVar("Made", Judgement, AnswerJudgement)
 
 ACTOR_CPUS = 0  # judge actors wait on the network, and must find a place where engines and learner hold every core
 REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
@@ -88,32 +89,46 @@ class RayJudgePool:
         Raises:
             DataError: the image cannot be read.
         """
+        return await self._rule(request, Judgement)
+
+    async def judge_answer(self, request: AnswerRequest) -> AnswerJudgement:
+        """Whether an answer is correct, or one `JudgeFailure`; see `mrpo.protocols.JudgePool`.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        return await self._rule(request, AnswerJudgement)
+
+    async def _rule(self, request: JudgeRequest | AnswerRequest, made: type[Made]) -> Made:
+        """One call of either kind, within the budget."""
         started_s = time.time()
         granted = await self._budget.lease(self._config.max_attempts)
         if granted == 0:
             detail = f"the run's budget of judge.max_requests={self._config.max_requests} HTTP requests is spent"
-            return _failed(request, FailureReason.BUDGET, detail, started_s, attempts=0)
+            return _failed(made, request.key, FailureReason.BUDGET, detail, started_s, attempts=0)
         used = granted  # until it is known better: a lost actor may have made every attempt
         try:
-            judgement = await self._dispatch(request, granted, started_s)
+            judgement = await self._dispatch(request, made, granted, started_s)
             used = judgement.attempts
             return judgement
         finally:
             await asyncio.shield(self._budget.settle(granted, used))
 
-    async def _dispatch(self, request: JudgeRequest, max_attempts: int, started_s: float) -> Judgement:
+    async def _dispatch(
+        self, request: JudgeRequest | AnswerRequest, made: type[Made], max_attempts: int, started_s: float
+    ) -> Made:
         """Hand the call to the actor with the fewest in flight."""
         try:
             async with asyncio.timeout(self._config.deadline_s):
                 await self._some_up.wait()
         except TimeoutError:
             detail = f"no judge actor came up within judge.deadline_s={self._config.deadline_s:g}"
-            return _failed(request, FailureReason.TRANSPORT, detail, started_s, attempts=0)
+            return _failed(made, request.key, FailureReason.TRANSPORT, detail, started_s, attempts=0)
         index = min(self._up, key=lambda i: self._in_flight[i])
         self._in_flight[index] += 1
-        call = self._actors[index].judge.remote(request, max_attempts)
+        call = self._actors[index].rule.remote(request, max_attempts)
         try:
-            judgement: Judgement = await call
+            judgement: Made = await call
             return judgement
         except asyncio.CancelledError:
             ray.cancel(call)
@@ -122,7 +137,7 @@ class RayJudgePool:
             self._set_aside(index)
             detail = f"judge actor {index} was lost: {type(error).__name__}"
             logger.warning("%s, while it judged %s", detail, request.key)
-            return _failed(request, FailureReason.TRANSPORT, detail, started_s, attempts=max_attempts)
+            return _failed(made, request.key, FailureReason.TRANSPORT, detail, started_s, attempts=max_attempts)
         except RayTaskError as error:
             # Ray's wrapper carries a remote traceback; an error made for users reaches them as it was raised.
             if isinstance(error.cause, MRPOError):
@@ -175,6 +190,6 @@ def _spawn(cls: type, name: str, *args: Any, retries: int, **kwargs: Any) -> Any
     return actor_class.remote(*args, **kwargs)
 
 
-def _failed(request: JudgeRequest, reason: FailureReason, detail: str, started_s: float, *, attempts: int) -> Judgement:
+def _failed(made: type[Made], key: str, reason: FailureReason, detail: str, started_s: float, *, attempts: int) -> Made:
     failure = JudgeFailure(reason=reason, detail=detail)
-    return Judgement(key=request.key, outcome=failure, started_s=started_s, ended_s=time.time(), attempts=attempts)
+    return made(key=key, outcome=failure, started_s=started_s, ended_s=time.time(), attempts=attempts)

@@ -6,7 +6,7 @@ from judge.api_key import read_api_key
 from judge.client import JudgeClient
 from judge.limiter import Limiter
 from mrpo.config import JudgeConfig
-from mrpo.types import Judgement, JudgeRequest
+from mrpo.types import AnswerJudgement, AnswerRequest, Judgement, JudgeRequest
 
 
 class JudgeWorker:
@@ -20,6 +20,8 @@ class JudgeWorker:
         """Whether this process has the key. Answering at all says that the worker is up."""
         return self._api_key is not None
 
-    async def judge(self, request: JudgeRequest, max_attempts: int) -> Judgement:
-        """See `JudgeClient.judge`."""
+    async def rule(self, request: JudgeRequest | AnswerRequest, max_attempts: int) -> Judgement | AnswerJudgement:
+        """See `JudgeClient.judge` and `JudgeClient.judge_answer`."""
+        if isinstance(request, AnswerRequest):
+            return await self._client.judge_answer(request, max_attempts=max_attempts)
         return await self._client.judge(request, max_attempts=max_attempts)

@@ -141,6 +141,7 @@ class Judgement:
     started_s: float  # time.time() when the call was handed to the judge actor
     ended_s: float
     attempts: int  # HTTP requests made; 0 for a cache hit
+    sent_s: float | None = None  # time.time() of the first of them, after the wait for a free slot; None: not known
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -165,6 +166,7 @@ class AnswerJudgement:
     started_s: float  # time.time() when the call was handed to the judge actor
     ended_s: float
     attempts: int  # HTTP requests made; 0 for a cache hit
+    sent_s: float | None = None  # time.time() of the first of them, after the wait for a free slot; None: not known
     prompt_tokens: int = 0
     completion_tokens: int = 0
 

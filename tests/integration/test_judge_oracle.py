@@ -21,6 +21,7 @@ from PIL import Image
 from judge.client import JudgeClient
 from judge.oracle import OracleServer
 from judge.oracle_app import FaultPlan, build_app
+from judge.prompts import step_prompt
 from judge.request import build_body
 from mrpo.config import JudgeConfig, OracleConfig
 from mrpo.errors import ConfigError, JudgeUnavailableError
@@ -188,7 +189,7 @@ def test_shares_above_one_are_refused() -> None:
 
 def test_it_answers_any_speaker_of_the_protocol(oracle: OracleServer, image: str) -> None:
     config = JudgeConfig(url=oracle.url, model="another-name")
-    body = build_body(phantom_request(image, write_steps(TRUTH)), config, image_url=None)
+    body = build_body(step_prompt(phantom_request(image, write_steps(TRUTH))), config, image_url=None)
     response = httpx.post(f"{oracle.url}/chat/completions", content=body, trust_env=False).json()
     assert response["object"] == "chat.completion"
     assert response["choices"][0]["finish_reason"] == "stop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import jsonschema
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judge.schema import parse_response, parse_verdicts, verdict_schema
+from judge.reply import Reply, parse_response
+from judge.schema import answer_schema, parse_answer, parse_verdicts, verdict_schema
 from mrpo.types import FailureReason, JudgeFailure, Verdicts
 
 GOOD = {"step1": {"Alignment": 1, "Contribution": 0}, "step2": {"Alignment": 0, "Contribution": 1}}
@@ -21,6 +23,10 @@ def reason_of(content: str, num_steps: int = 2) -> FailureReason:
     outcome = parse_verdicts(content, num_steps)
     assert isinstance(outcome, JudgeFailure), outcome
     return outcome.reason
+
+
+def read_response(body: bytes, num_steps: int) -> Reply[Verdicts]:
+    return parse_response(body, partial(parse_verdicts, num_steps=num_steps))
 
 
 def response(message: dict[str, Any], **choice: Any) -> bytes:
@@ -101,7 +107,7 @@ def test_no_text_raises(content: str) -> None:
 
 @given(st.binary())
 def test_no_body_raises(body: bytes) -> None:
-    assert isinstance(parse_response(body, 1).outcome, JudgeFailure)
+    assert isinstance(read_response(body, 1).outcome, JudgeFailure)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_schema_refuses_what_the_parser_refuses(bad: dict[str, Any]) -> None:
 def test_response_gives_verdicts_and_token_counts() -> None:
     body = json.loads(response({"content": GOOD_TEXT}, finish_reason="stop"))
     body["usage"] = {"prompt_tokens": 700, "completion_tokens": 30}
-    reply = parse_response(json.dumps(body).encode(), 2)
+    reply = read_response(json.dumps(body).encode(), 2)
     assert reply.outcome == parse_verdicts(GOOD_TEXT, 2)
     assert (reply.prompt_tokens, reply.completion_tokens) == (700, 30)
 
@@ -132,7 +138,7 @@ def test_response_gives_verdicts_and_token_counts() -> None:
 @pytest.mark.parametrize("usage", [None, {}, [], {"prompt_tokens": "700"}, {"prompt_tokens": -1}])
 def test_unreadable_token_counts_are_zero(usage: Any) -> None:
     body = {**json.loads(response({"content": GOOD_TEXT})), "usage": usage}
-    reply = parse_response(json.dumps(body).encode(), 2)
+    reply = read_response(json.dumps(body).encode(), 2)
     assert isinstance(reply.outcome, Verdicts)
     assert (reply.prompt_tokens, reply.completion_tokens) == (0, 0)
 
@@ -153,7 +159,61 @@ def test_unreadable_token_counts_are_zero(usage: Any) -> None:
     ],
 )
 def test_responses_without_a_ruling_say_why(body: bytes, reason: FailureReason) -> None:
-    outcome = parse_response(body, 2).outcome
+    outcome = read_response(body, 2).outcome
     assert isinstance(outcome, JudgeFailure)
     assert outcome.reason == reason
     assert 0 < len(outcome.detail) < 400
+
+
+@pytest.mark.parametrize(("content", "correct"), [('{"Correct": 1}', True), (' {"Correct": 0}\n', False)])
+def test_an_exact_mark_is_a_ruling_on_the_answer(content: str, correct: bool) -> None:
+    jsonschema.validate(json.loads(content), answer_schema())
+    assert parse_answer(content) is correct
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "1",
+        "[1]",
+        "{}",
+        '{"Correct": true}',
+        '{"Correct": 1.0}',
+        '{"Correct": "1"}',
+        '{"Correct": 2}',
+        '{"Correct": null}',
+        '{"correct": 1}',
+        '{"Correct": 1, "Reason": 1}',
+        '{"Correct": 0, "Correct": 1}',
+        '{"step1": {"Correct": 1}}',
+        '```json\n{"Correct": 1}\n```',
+        '{"Correct": 1} I am sure.',
+    ],
+)
+def test_any_other_form_is_no_ruling_on_the_answer(content: str) -> None:
+    outcome = parse_answer(content)
+    assert isinstance(outcome, JudgeFailure)
+    assert outcome.reason == FailureReason.BAD_JSON
+
+
+@pytest.mark.parametrize("bad", [{}, {"Correct": 2}, {"Correct": 1, "Reason": "x"}, {"Correct": "1"}, 1])
+def test_the_answers_schema_refuses_what_its_parser_refuses(bad: Any) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(bad, answer_schema())
+    assert isinstance(parse_answer(json.dumps(bad)), JudgeFailure)
+
+
+@given(st.text())
+def test_no_text_about_an_answer_raises(content: str) -> None:
+    assert isinstance(parse_answer(content), JudgeFailure)
+
+
+def test_a_response_about_an_answer_is_read_like_any_other() -> None:
+    body = json.loads(response({"content": '{"Correct": 1}'}, finish_reason="stop"))
+    body["usage"] = {"prompt_tokens": 300, "completion_tokens": 6}
+    assert parse_response(json.dumps(body).encode(), parse_answer) == Reply(
+        outcome=True, prompt_tokens=300, completion_tokens=6
+    )
+    cut = parse_response(response({"content": '{"Correct": 1}'}, finish_reason="length"), parse_answer).outcome
+    assert isinstance(cut, JudgeFailure)

@@ -1,0 +1,72 @@
+"""What is asked of a judge, on the steps of a completion and on its answer. Pure.
+
+A prompt holds all in which the two differ; body, transport and failures are the same for both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic
+
+from judge.answer_rubric import ANSWER_RUBRIC
+from judge.reply import Parser, Ruling
+from judge.rubric import RUBRIC
+from judge.schema import answer_schema, parse_answer, parse_verdicts, step_names, verdict_schema
+from mrpo.types import AnswerRequest, JudgeRequest, Verdicts
+
+REPLY_TOKENS_PER_STEP = 20
+REPLY_TOKENS_OF_ANSWER = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt(Generic[Ruling]):
+    """One thing to rule on."""
+
+    rubric: str
+    text: str  # the data, one JSON object
+    schema_name: str
+    schema: dict[str, Any]  # of the reply, strict
+    reply_tokens: int  # about how many the reply has
+    parse: Parser[Ruling]
+
+
+def step_prompt(request: JudgeRequest) -> Prompt[Verdicts]:
+    """Rule on every step; the request has at least one."""
+    assert request.steps, f"{request.key}: a completion without steps is not judged"
+    num_steps = len(request.steps)
+    data = {
+        "question": request.question,
+        "gold_answer": request.answer,
+        "gold_rationale": request.rationale,
+        "steps": dict(zip(step_names(num_steps), request.steps, strict=True)),
+    }
+    return Prompt(
+        rubric=RUBRIC,
+        text=_data_text(data),
+        schema_name="verdicts",
+        schema=verdict_schema(num_steps),
+        reply_tokens=REPLY_TOKENS_PER_STEP * num_steps,
+        parse=partial(parse_verdicts, num_steps=num_steps),
+    )
+
+
+def answer_prompt(request: AnswerRequest) -> Prompt[bool]:
+    """Rule on the answer; the request has one."""
+    assert request.generated, f"{request.key}: a completion without an answer is not judged"
+    data = {"question": request.question, "gold_answer": request.answer, "generated_answer": request.generated}
+    return Prompt(
+        rubric=ANSWER_RUBRIC,
+        text=_data_text(data),
+        schema_name="answer",
+        schema=answer_schema(),
+        reply_tokens=REPLY_TOKENS_OF_ANSWER,
+        parse=parse_answer,
+    )
+
+
+def _data_text(data: Mapping[str, Any]) -> str:
+    """The data of a call as one JSON object, so that no text in it can pass for a part of the message around it."""
+    return json.dumps(data, ensure_ascii=False)  # a judge reads "µm", not "\\u00b5m"
