@@ -21,6 +21,14 @@ class DataKind(StrEnum):
     VQA_RAD = "vqa_rad"  # train.json / test.json and images/ as distributed
 
 
+class OpenRule(StrEnum):
+    """Which questions count as open-ended."""
+
+    NON_YES_NO = "non_yes_no"  # the answer is another than yes or no
+    OPEN = "open"  # the set itself marks the question as open
+    ALL = "all"  # every question
+
+
 class AdvantageKind(StrEnum):
     """How rewards become one advantage per completion."""
 

@@ -43,6 +43,19 @@ def compose_config(overrides: Sequence[str]) -> Config:
     return build_config(_compose_tree([_as_hydra(override) for override in _parse(overrides)]))
 
 
+def settings_tree(overrides: Sequence[str]) -> dict[str, Any]:
+    """Value overrides such as `data.source=here` as a nested tree, for commands that compose no files.
+
+    Raises:
+        ConfigError: bad syntax, or a removal.
+    """
+    tree = OmegaConf.create({})
+    for override in _parse(overrides):
+        _refuse_removal(override)
+        OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
+    return _plain(tree)
+
+
 def resume_config(run: Path, overrides: Sequence[str]) -> Config:
     """The configuration of an existing run, with plain value overrides on top.
 
@@ -78,8 +91,7 @@ def _as_hydra(override: Override) -> str:
     name = override.key_or_group
     line = override.input_line
     assert line is not None
-    if override.is_delete():
-        raise ConfigError(f"{line!r}: settings cannot be removed; give {name.lstrip('~')} a value instead")
+    _refuse_removal(override)
     if name in GROUPS:
         choice = str(override.value())
         known = choices(name)
@@ -89,6 +101,12 @@ def _as_hydra(override: Override) -> str:
             raise ConfigError(f"no such {name}: {choice!r}{hint} (known: {', '.join(known)})")
         return f"{name}={choice}"
     return f"++{line.lstrip('+')}"
+
+
+def _refuse_removal(override: Override) -> None:
+    if override.is_delete():
+        name = override.key_or_group.lstrip("~")
+        raise ConfigError(f"{override.input_line!r}: settings cannot be removed; give {name} a value instead")
 
 
 def _compose_tree(overrides: list[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ValidationError
 
@@ -24,6 +24,8 @@ from mrpo.choices import (
 from mrpo.config import Config
 from mrpo.errors import ConfigError
 
+Settings = TypeVar("Settings")
+
 
 def build_config(tree: Mapping[str, Any]) -> Config:
     """Turn a composed tree into a checked `Config`.
@@ -31,20 +33,30 @@ def build_config(tree: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: unknown key, wrong type or contradiction; one line with field, value and remedy.
     """
-    try:
-        config = Config(**tree)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+    config = build(Config, tree)
     check_contradictions(config)
     return config
 
 
-def _explain(item: Any) -> str:
+def build(settings: type[Settings], tree: Mapping[str, Any]) -> Settings:
+    """Turn a tree into a configuration dataclass, each field checked by itself.
+
+    Raises:
+        ConfigError: unknown key or wrong type; one line with field, value and remedy.
+    """
+    try:
+        return settings(**tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item, settings) for item in error.errors())) from None
+
+
+def _explain(item: Any, settings: type) -> str:
     """One pydantic finding in a user's words."""
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "unexpected_keyword_argument":
-        near = difflib.get_close_matches(path, _all_paths(Config), n=1, cutoff=0.5)
-        return f"unknown setting {path!r}" + (f"; did you mean {near[0]!r}?" if near else "; see mrpo/config.py")
+        near = difflib.get_close_matches(path, _all_paths(settings), n=1, cutoff=0.5)
+        where = f"did you mean {near[0]!r}?" if near else f"see {settings.__module__.replace('.', '/')}.py"
+        return f"unknown setting {path!r}; {where}"
     if item["type"] == "value_error":
         return f"{path}: {item['ctx']['error']}"  # settings of one section that contradict each other
     return f"{path}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
