@@ -19,6 +19,7 @@ from mrpo.collection import Collector
 from mrpo.config import Config
 from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError
 from mrpo.eval.record import EvalRecord, record_of
+from mrpo.judge_noise import NoisyTraces, add_judge_noise
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import Learner
@@ -136,7 +137,8 @@ class Controller:
         )
         requests = requests_of_step(prompts, self.step, rollout=config.rollout, seed=config.seed)
         traces = await self._until_stopped(self.collector.collect(prompts, requests, policy_version=self.step))
-        batch = self.score(traces)
+        noisy = add_judge_noise(traces, probability=config.judge.noise, seed=config.seed, step=self.step)
+        batch = self.score(noisy.traces)
         samples = batch.train_samples()
         stats, sync_s = None, 0.0
         if samples:
@@ -149,10 +151,12 @@ class Controller:
                 await self.collector.rollout.set_policy_version(self.step)
         finally:
             # The update is made: the step is on record even where the engines did not get it.
-            self._record_step(batch, stats, started_s=started_s, sync_s=sync_s)
+            self._record_step(batch, stats, noisy, started_s=started_s, sync_s=sync_s)
 
-    def _record_step(self, batch: ScoredBatch, stats: LearnStats | None, *, started_s: float, sync_s: float) -> None:
-        metrics = step_metrics(
+    def _record_step(
+        self, batch: ScoredBatch, stats: LearnStats | None, noisy: NoisyTraces, *, started_s: float, sync_s: float
+    ) -> None:
+        metrics = noisy.metrics() | step_metrics(
             batch.traces,
             stats,
             threshold=self.config.algorithm.threshold,
