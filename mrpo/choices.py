@@ -108,11 +108,18 @@ class JudgeFailurePolicy(StrEnum):
 
 
 class JudgeKind(StrEnum):
-    """Which judge rules on the steps."""
+    """Which judge rules on steps and answers."""
 
-    ORACLE = "oracle"  # local server that rules on phantom steps exactly
+    ORACLE = "oracle"  # local server that rules on phantom data exactly
+    LEXICAL = "lexical"  # local server that compares words; weak, for smoke tests on any data
     OPENAI_COMPATIBLE = "openai_compatible"
     NONE = "none"  # answer-only rewards
+
+
+# Said on start and in the report.
+LEXICAL_NOTICE = (
+    "judge.kind=lexical compares words and knows no medicine: its verdicts try out the machinery and are no result"
+)
 
 
 class AnswerKind(StrEnum):
@@ -151,6 +158,14 @@ class Dtype(StrEnum):
     AUTO = "auto"  # float32 on CPU, bfloat16 on GPU
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class BestMetric(StrEnum):
+    """What the best checkpoint is best at, in evaluations during training."""
+
+    ACCURACY = "accuracy"  # the higher the better
+    EARLY_SHARE = "early_share"  # of the judged completions; the lower the better
+    VALID_SHARE = "valid_share"  # of the judged steps; the higher the better
 
 
 class WandbMode(StrEnum):

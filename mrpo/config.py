@@ -18,6 +18,7 @@ from mrpo.choices import (
     AdvantageKind,
     Aggregation,
     AnswerKind,
+    BestMetric,
     DataKind,
     Device,
     Dtype,
@@ -122,10 +123,11 @@ class LossConfig:
                 f"ratio=sequence is defined with aggregation=sequence_mean, got {self.aggregation}; "
                 "set that, or ratio=sequence_token"
             )
-        if self.importance == Importance.MASK and self.importance_floor >= self.importance_cap:
+        floor, cap = self.importance_floor, self.importance_cap
+        if self.importance == Importance.MASK and not (floor <= 1.0 <= cap and floor < cap):
             raise ValueError(
-                f"importance=mask keeps weights from importance_floor={self.importance_floor:g} to "
-                f"importance_cap={self.importance_cap:g}; the floor must be below the cap"
+                f"importance=mask keeps weights from importance_floor={floor:g} to importance_cap={cap:g}; the floor "
+                "must be below the cap, and 1 (no mismatch) from one to the other"
             )
 
 
@@ -232,8 +234,16 @@ class OracleConfig:
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
+class LexicalConfig:
+    """When the local judge that compares words says yes. It knows no medicine: for smoke tests only."""
+
+    min_step_overlap: Share = 0.6  # share of a step's content words that the gold rationale holds
+    min_answer_f1: Share = 0.8  # F1 of the content words of generated and gold answer
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
 class JudgeConfig:
-    """The step judge and its pool."""
+    """The judge of steps and answers, and its pool."""
 
     kind: JudgeKind = JudgeKind.ORACLE
     url: str | None = None  # base URL of an OpenAI-compatible endpoint, ending in /v1
@@ -255,6 +265,7 @@ class JudgeConfig:
     max_failure_share: Share = 0.2  # of a step's judged completions; above it the run stops with a checkpoint
     max_requests: PositiveInt | None = None  # hard budget of HTTP requests of the run
     oracle: OracleConfig = OracleConfig()
+    lexical: LexicalConfig = LexicalConfig()
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -285,6 +296,7 @@ class EvalConfig:
     before: bool = True
     after: bool = True
     every_steps: NonNegativeInt = 0  # 0: not during training
+    num_periodic: PositiveInt | None = None  # questions of an evaluation during training, the first; null: all
     judge: bool = True  # rule on steps too, where a gold rationale exists
 
 
@@ -294,6 +306,7 @@ class CheckpointConfig:
 
     every_steps: NonNegativeInt = 50  # 0: only at the end
     keep_last: PositiveInt = 2
+    best: BestMetric = BestMetric.ACCURACY  # with eval.every_steps: the checkpoint that is best at this is kept as well
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)

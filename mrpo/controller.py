@@ -23,6 +23,7 @@ from mrpo.judge_noise import NoisyTraces, add_judge_noise
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import Learner
+from mrpo.run_reading import BestStep
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
 from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, score_group_batch
 from mrpo.types import (
@@ -44,6 +45,11 @@ class Recorder(Protocol):
     def write_rollouts(self, step: int, traces: Sequence[ScoredTrace]) -> Path: ...
 
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path: ...
+
+    @property
+    def best(self) -> BestStep | None: ...
+
+    def mark_best(self, best: BestStep) -> None: ...
 
     def checkpoint(self, step: int, *, keep_last: int | None = None) -> AbstractContextManager[Path]: ...
 
@@ -75,6 +81,7 @@ class Controller:
     step: int = 0  # optimizer steps done; also the policy version
     _probe: ScoreSample | None = None
     _start_step: int = field(init=False)
+    _saved_step: int | None = None
 
     def __post_init__(self) -> None:
         self._start_step = self.step
@@ -105,7 +112,7 @@ class Controller:
         await self.sync()
         await self.parity_gate()
         if config.eval.before and not resumed:
-            await self.evaluate("before")
+            await self.evaluate("before", self.test)
         while self.step < config.num_steps:
             await self.train_step()
             every = config.checkpoint.every_steps
@@ -113,10 +120,10 @@ class Controller:
                 await self.save()
             is_final = config.eval.after and self.step == config.num_steps  # "after" then says the same
             if config.eval.every_steps and self.step % config.eval.every_steps == 0 and not is_final:
-                await self.evaluate(f"step_{self.step}")
+                await self.evaluate_slice()
         await self.save()
         if config.eval.after:
-            await self.evaluate("after")
+            await self.evaluate("after", self.test)
 
     async def _save_after(self, error: MRPOError) -> None:
         """Keep the steps done; where even that fails, the first error is still the one to report."""
@@ -237,10 +244,19 @@ class Controller:
         ours, theirs = await asyncio.gather(self.learner.score(samples), self.collector.rollout.score(samples))
         return compare_logprobs(samples, ours, theirs)
 
-    async def evaluate(self, name: str) -> None:
-        """Greedy completions of the held-out questions, their accuracy and their failure cascades."""
+    async def evaluate_slice(self) -> None:
+        """Evaluate during training, on a part of the questions; the best step's checkpoint is kept."""
+        metrics = await self.evaluate(f"step_{self.step}", self.test[: self.config.eval.num_periodic])
+        metric, best = self.config.checkpoint.best, self.recorder.best
+        value = metrics.get(f"eval/{metric}")  # absent where nothing was judged
+        if value is not None and (best is None or best.is_beaten_by(metric, value)):
+            await self.save()
+            self.recorder.mark_best(BestStep(step=self.step, metric=metric, value=value))
+
+    async def evaluate(self, name: str, questions: Sequence[Example]) -> Mapping[str, float]:
+        """Greedy completions of held-out questions, their accuracy and their failure cascades, as logged."""
         config = self.config
-        examples = {example.id: example for example in self.test}
+        examples = {example.id: example for example in questions}
         requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
         work = self.collector.collect(examples, requests, policy_version=self.step, judge_steps=config.eval.judge)
         records = [record_of(trace, threshold=config.algorithm.threshold) for trace in await self._until_stopped(work)]
@@ -248,11 +264,15 @@ class Controller:
         metrics = evaluation_metrics(records)
         for watcher in self.watchers:
             watcher.evaluation(name, self.step, metrics)
+        return metrics
 
     async def save(self) -> None:
-        """Write a checkpoint of the steps done."""
+        """Write a checkpoint of the steps done, unless there is one."""
+        if self._saved_step == self.step:
+            return
         with self.recorder.checkpoint(self.step, keep_last=self.config.checkpoint.keep_last) as folder:
             await self.learner.save(str(folder))
+        self._saved_step = self.step
 
     async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for `work`, but give it up as soon as a stop is asked for."""

@@ -26,10 +26,12 @@ from mrpo.atomic import commit_folder, remove_leftovers, write_text
 from mrpo.environment import describe_environment
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.eval.record import EvalRecord
+from mrpo.metrics import evaluation_metrics
 from mrpo.rows import write_rows
 from mrpo.run_lock import RunLock
 from mrpo.run_reading import (
     STEP_NAME,
+    BestStep,
     Checkpoint,
     RunState,
     RunStatus,
@@ -147,11 +149,23 @@ class RunFolder:
         return path
 
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path:
-        """Write `eval/<name>.parquet`; `name` is `before`, `after` or `step_N`."""
+        """Write `eval/<name>.parquet`, and its numbers beside it; `name` is `before`, `after` or `step_N`."""
         assert name in ("before", "after") or STEP_NAME.fullmatch(name), f"evaluation name {name!r}"
         path = self.path / "eval" / f"{name}.parquet"
         write_rows(path, [row_of_evaluation(record) for record in records])
+        write_text(path.with_suffix(".json"), json.dumps(evaluation_metrics(records), indent=2) + "\n")
         return path
+
+    @property
+    def best(self) -> BestStep | None:
+        """The best step so far by evaluations during training."""
+        return self.state.best
+
+    def mark_best(self, best: BestStep) -> None:
+        """Keep this step's checkpoint, whatever its age."""
+        self.state = replace(self.state, best=best)
+        self._write_state()
+        self.event(f"step_{best.step} is the best so far: {best.metric} {best.value:.4g}")
 
     @contextmanager
     def checkpoint(self, step: int, *, keep_last: int | None = None) -> Iterator[Path]:
@@ -159,7 +173,7 @@ class RunFolder:
 
         Args:
             step: optimizer steps done.
-            keep_last: remove all but so many newest checkpoints afterwards; None keeps all.
+            keep_last: remove all but so many newest checkpoints and the best afterwards; None keeps all.
         """
         folder = self.path / "checkpoints"
         temporary = folder / f".step_{step}.tmp"
@@ -173,7 +187,8 @@ class RunFolder:
         self.event(f"checkpoint step_{step} saved")
         if keep_last is not None:
             for old in list_checkpoints(self.path)[:-keep_last]:
-                shutil.rmtree(old.path)
+                if self.best is None or old.step != self.best.step:
+                    shutil.rmtree(old.path)
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint."""
@@ -201,8 +216,10 @@ class RunFolder:
                 match = STEP_NAME.fullmatch(item.name)
                 if match and int(match[1]) > step:
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
-        (self.path / "eval" / "after.parquet").unlink(missing_ok=True)
-        self.state = replace(self.state, step=_last_step(kept))
+        for suffix in ("parquet", "json"):
+            (self.path / "eval" / f"after.{suffix}").unlink(missing_ok=True)
+        best = self.best if self.best is not None and self.best.step <= step else None
+        self.state = replace(self.state, step=_last_step(kept), best=best)
         self._write_state()
         self.event(f"rewound to step {step}: {len(rows) - len(kept)} later steps dropped")
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from mrpo.choices import BestMetric
 from mrpo.errors import DataError
 
-STEP_NAME = re.compile(r"step_(\d+)(\.parquet)?")
+STEP_NAME = re.compile(r"step_(\d+)(\.parquet|\.json)?")
 
 
 class RunStatus(StrEnum):
@@ -25,6 +26,21 @@ class RunStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestStep:
+    """The step with the best evaluation during training; its checkpoint is kept."""
+
+    step: int
+    metric: BestMetric
+    value: float
+
+    def is_beaten_by(self, metric: BestMetric, value: float) -> bool:
+        """Whether `value` is better, or of another metric than this."""
+        if metric != self.metric:
+            return True
+        return value < self.value if metric == BestMetric.EARLY_SHARE else value > self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """The content of `state.json`."""
 
@@ -32,6 +48,7 @@ class RunState:
     created_s: float  # time.time()
     status: RunStatus
     step: int  # last step whose metrics were written; 0: none
+    best: BestStep | None = None  # None: not evaluated during training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +76,15 @@ def read_state(folder: Path) -> RunState:
     path = folder / "state.json"
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        return RunState(**{**tree, "status": RunStatus(tree["status"])})
+        best = tree.pop("best", None)
+        if best is not None:
+            best = BestStep(**{**best, "metric": BestMetric(best["metric"])})
+        return RunState(**{**tree, "status": RunStatus(tree["status"]), "best": best})
     except OSError as error:
         raise DataError(
             f"{folder} is no run folder: state.json: {error.strerror}; expected runs/<experiment>/<time>"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error}; restore it, or start a new run") from None
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mrpo.eval.record import EvalRecord
 from mrpo.phantom.language import Belief, QuestionKind, rule_steps, write_answer, write_steps
+from mrpo.run_reading import BestStep
 from mrpo.scoring import ScoredTrace
 from mrpo.steps import extract_answer, offsets_from_pieces, split_steps, think_token_counts, token_spans
 from mrpo.types import (
@@ -252,6 +253,7 @@ class FakeRecorder:
     evaluations: dict[str, list[EvalRecord]] = field(default_factory=dict)
     checkpoints: list[int] = field(default_factory=list)
     keep_last: set[int | None] = field(default_factory=set)
+    best: BestStep | None = None
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self.metrics[step] = dict(metrics)
@@ -264,6 +266,9 @@ class FakeRecorder:
         self.diary.append(f"evaluated {name}")
         self.evaluations[name] = list(records)
         return self.folder / name
+
+    def mark_best(self, best: BestStep) -> None:
+        self.best = best
 
     @contextmanager
     def checkpoint(self, step: int, *, keep_last: int | None = None) -> Iterator[Path]:

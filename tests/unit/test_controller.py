@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fakes import TRUTH, FakeJudge, FakeLearner, FakeRecorder, FakeRollout, FakeWatcher, phantom_example
 
-from mrpo.choices import AnswerKind, JudgeFailurePolicy
+from mrpo.choices import AnswerKind, BestMetric, JudgeFailurePolicy
 from mrpo.collection import Collector
 from mrpo.config import (
     AnswerConfig,
@@ -31,7 +31,7 @@ from mrpo.phantom.language import QuestionKind, write_completion
 from mrpo.rewards.answer import LocalScorer, build_answer_reward
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
-from mrpo.run_reading import list_checkpoints, list_evaluations, read_metrics
+from mrpo.run_reading import BestStep, list_checkpoints, list_evaluations, read_metrics
 from mrpo.types import Example, FailureReason, JudgeRequest, LearnStats, RolloutRequest, TrainSample
 
 G = 4
@@ -557,6 +557,20 @@ def test_the_last_step_is_evaluated_as_such_when_there_is_no_evaluation_after(tm
     world = make_world(tmp_path, with_config(num_steps=4, eval={"every_steps": 2, "after": False}))
     world.run()
     assert list(world.recorder.evaluations) == ["step_2", "step_4"]
+
+
+def test_the_best_step_of_a_slice_is_saved_and_marked(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"eval": {"every_steps": 1, "num_periodic": 2}, "checkpoint": {"every_steps": 0}}
+    world = make_world(tmp_path, with_config(num_steps=4, **sections), texts=(WRONG,))
+    tables = {2: RIGHT, 3: WRONG}  # what the policy writes from this step on
+    world.watcher.on_step = lambda step: world.rollout.table.update(
+        dict.fromkeys(world.rollout.table, (tables[step],)) if step in tables else {}
+    )
+    world.run()
+    assert [len(records) for records in world.recorder.evaluations.values()] == [2, 2, 2, 2]
+    assert [metrics["eval/accuracy"] for _, _, metrics in world.watcher.evaluations] == [0.0, 1.0, 0.0, 0.0]
+    assert world.recorder.best == BestStep(step=2, metric=BestMetric.ACCURACY, value=1.0)
+    assert world.recorder.checkpoints == [1, 2, 4], "the first, the best and the last; none twice"
 
 
 def test_evaluation_tells_wrong_from_right_and_valid_from_invalid(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 from synthetic_run import config_tree, draw_images, evaluation_records, make_record, training_traces
 
 from mrpo.atomic import write_bytes
+from mrpo.choices import BestMetric
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder, check_writable, find_resumable
-from mrpo.run_reading import RunStatus, list_evaluations, list_rollouts, read_config, read_metrics, read_state
+from mrpo.run_reading import BestStep, RunStatus, list_evaluations, list_rollouts, read_config, read_metrics, read_state
 from mrpo.types import FailureReason
 
 
@@ -81,7 +82,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(run: RunFolder) -> None
     with pytest.raises(AttributeError):
         run.write_evaluation("before", [None])  # type: ignore[list-item]
     assert len(read_rows(path)) == 1
-    assert [item.name for item in path.parent.iterdir()] == ["before.parquet"]
+    assert {item.name for item in path.parent.iterdir()} == {"before.parquet", "before.json"}
 
 
 def test_metrics_are_on_disk_after_every_step(run: RunFolder) -> None:
@@ -173,6 +174,43 @@ def test_only_the_newest_checkpoints_are_kept(run: RunFolder) -> None:
         with run.checkpoint(step, keep_last=2):
             pass
     assert sorted(item.name for item in (run.path / "checkpoints").iterdir()) == ["step_10", "step_11"]
+
+
+def test_the_best_checkpoint_is_kept_and_remembered(run: RunFolder) -> None:
+    best = BestStep(step=1, metric=BestMetric.ACCURACY, value=0.75)
+    for step in (1, 2, 3):
+        run.log_metrics(step, {})
+        with run.checkpoint(step, keep_last=1):
+            pass
+        if step == 1:
+            run.mark_best(best)
+    assert sorted(item.name for item in (run.path / "checkpoints").iterdir()) == ["step_1", "step_3"]
+    again = reopen(run)
+    assert again.best == best
+    again.rewind(1)
+    assert again.best == best
+    again.rewind(0)
+    assert again.best is None, "its checkpoint is gone"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "better"),
+    [
+        (BestMetric.ACCURACY, 0.6, True),
+        (BestMetric.ACCURACY, 0.5, False),
+        (BestMetric.VALID_SHARE, 0.1, True),  # of another metric: nothing to compare with
+    ],
+)
+def test_what_beats_the_best(metric: BestMetric, value: float, better: bool) -> None:
+    assert BestStep(step=1, metric=BestMetric.ACCURACY, value=0.5).is_beaten_by(metric, value) is better
+    early = BestStep(step=1, metric=BestMetric.EARLY_SHARE, value=0.5)
+    assert early.is_beaten_by(BestMetric.EARLY_SHARE, 0.4) and not early.is_beaten_by(BestMetric.EARLY_SHARE, 0.6)
+
+
+def test_an_evaluation_leaves_its_numbers_too(run: RunFolder) -> None:
+    path = run.write_evaluation("step_4", [make_record(1, [True], correct=True), make_record(2, None, correct=False)])
+    numbers = json.loads(path.with_suffix(".json").read_text())
+    assert (numbers["eval/questions"], numbers["eval/accuracy"], numbers["eval/judged"]) == (2.0, 0.5, 1.0)
 
 
 def test_leftovers_of_a_killed_process_are_cleared_and_noted(run: RunFolder) -> None:
