@@ -28,13 +28,13 @@ class Policy(nn.Module):
         self._chunk_tokens = chunk_tokens
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy of the completion tokens, both [B, T] float32 in nats, 0 on padding."""
+        """Log-probs and entropy of the completion tokens, both [B, T] in nats as of `token_logprobs`; 0 on padding."""
         hidden = self._hidden_states(batch)  # [B, L, H]
         states = hidden.flatten(0, 1).index_select(0, batch.predict_index)  # [N, H]
         logprobs, entropy = token_logprobs(
             states, batch.targets, self.model.get_output_embeddings(), chunk_tokens=self._chunk_tokens
         )
-        blank = torch.zeros(batch.completion_mask.shape, dtype=torch.float32, device=logprobs.device)
+        blank = logprobs.new_zeros(batch.completion_mask.shape)
         return (
             blank.masked_scatter(batch.completion_mask, logprobs),
             blank.masked_scatter(batch.completion_mask, entropy),

@@ -17,6 +17,7 @@ from learner.inputs import MicroBatch, Sample
 from learner.rank import Rank
 from learner.schedule import scheduled_lr
 from mrpo.batching import plan_micro_batches
+from mrpo.choices import Importance
 from mrpo.errors import DataError, NonFiniteError
 from mrpo.losses import LossInputs, LossOutputs, global_denominator, policy_loss
 from mrpo.types import LearnStats, ScoreSample, TrainSample
@@ -24,21 +25,31 @@ from mrpo.types import LearnStats, ScoreSample, TrainSample
 log = logging.getLogger(__name__)
 
 NUM_NAMES = 8  # completions named in an error or warning
-SUMMED = ("loss", "num_tokens", "kl_sum", "clip_sum", "ratio_sum")  # of `LossOutputs`; the entropy comes after
+# Of `LossOutputs`, over micro-batches and ranks.
+SUMMED = (
+    "loss", "num_tokens", "kl_sum", "clip_sum", "ratio_sum",
+    "importance_sum", "importance_clip_sum", "importance_diff_sum",
+)  # fmt: skip
+LARGEST = ("ratio_max", "importance_diff_max")
 
 
 def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -> LearnStats:
     """One AdamW step over the samples of all ranks; every rank passes the same list and takes its share.
 
     The loss is divided by the global number of completions or tokens, so that neither micro-batches nor ranks change
-    it. Completions with a vision token are left out and counted in `extra["dropped_vision_token"]`.
+    it. Completions with a vision token are left out and counted in `extra["dropped_vision_token"]`. Under an off-policy
+    correction, `extra` tells of its weights (mean, share capped or masked) and of |learner − sampler| in nats (mean,
+    largest).
 
     Raises:
         NonFiniteError: a NaN or Inf in inputs, log-probs, loss or gradient; weights and moments are untouched.
-        DataError: an image that cannot be read or does not fit its prompt.
+        DataError: an image that cannot be read or does not fit its prompt; not one number a token.
     """
     started = time.perf_counter()
-    _require_finite(samples)
+    corrected = rank.spec.loss.importance != Importance.NONE
+    _require_finite("advantages", samples, [sample.advantages for sample in samples])
+    if corrected:
+        _require_finite("rollout_logprobs", samples, [sample.rollout_logprobs for sample in samples])
     kept = [sample for sample in samples if not rank.inputs.has_vision_token(sample)]
     dropped = [sample.key for sample in samples if rank.inputs.has_vision_token(sample)]
     if dropped:
@@ -54,7 +65,7 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
     lengths = torch.tensor([len(sample.completion_token_ids) for sample in kept])
     denominator = global_denominator(torch.arange(int(lengths.max())) < lengths[:, None], rank.spec.loss)
     sums = torch.zeros(len(SUMMED) + 1, dtype=torch.float64)
-    ratio_max = torch.zeros(1)
+    largest = torch.zeros(len(LARGEST), dtype=torch.float64)
     failure = ""
     num_micro_batches = 0
     parts = [[kept[index] for index in indices] for indices in plan_own(rank, kept)]
@@ -77,18 +88,28 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
             continue
         # DeepSpeed averages gradients over ranks; the denominator is already global.
         rank.engine.backward(outputs.loss * rank.world_size)
-        sums += _sums(outputs, entropy).double().cpu()
-        ratio_max = torch.maximum(ratio_max, outputs.ratio_max.cpu())
+        sums += torch.cat([_values(outputs, SUMMED), entropy.sum()[None]]).double().cpu()
+        largest = torch.maximum(largest, _values(outputs, LARGEST).double().cpu())
     apply_update(rank, learning_rate, failure)
     rank.num_steps += 1
-    loss, num_tokens, kl, clipped, ratio, entropy_sum = all_reduce(rank, sums, dist.ReduceOp.SUM).tolist()
-    num_tokens = max(num_tokens, 1.0)
-    extra |= {"ratio_mean": ratio / num_tokens, "ratio_max": float(all_reduce(rank, ratio_max, dist.ReduceOp.MAX))}
+    loss, num_tokens, *totals = all_reduce(rank, sums, dist.ReduceOp.SUM).tolist()
+    kl, clip_share, ratio, weight, weight_clip_share, diff, mean_entropy = [
+        total / max(num_tokens, 1.0) for total in totals
+    ]
+    ratio_max, diff_max = all_reduce(rank, largest, dist.ReduceOp.MAX).tolist()
+    extra |= {"ratio_mean": ratio, "ratio_max": ratio_max}
+    if corrected:
+        extra |= {
+            "importance_mean": weight,
+            "importance_clip_share": weight_clip_share,
+            "importance_diff": diff,
+            "importance_diff_max": diff_max,
+        }
     return LearnStats(
         loss=loss,
-        kl=kl / num_tokens,
-        clip_share=clipped / num_tokens,
-        entropy=entropy_sum / num_tokens,
+        kl=kl,
+        clip_share=clip_share,
+        entropy=mean_entropy,
         grad_norm=grad_norm(rank),
         lr=learning_rate,
         num_tokens=int(lengths.sum()),
@@ -154,20 +175,22 @@ def _loss(
     ref_logprobs: Tensor | None,
     denominator: float,
 ) -> LossOutputs:
+    corrected = rank.spec.loss.importance != Importance.NONE
     inputs = LossInputs(
         logprobs=logprobs,
         old_logprobs=logprobs.detach(),  # one inner iteration: the policy that is updated is the one measured from
         advantages=batch.per_token([sample.advantages for sample in part]),
         loss_mask=batch.completion_mask,
         ref_logprobs=ref_logprobs,
+        rollout_logprobs=batch.per_token([sample.rollout_logprobs for sample in part]) if corrected else None,
         denominator=denominator,
         keys=[sample.key for sample in part],
     )
     return policy_loss(inputs, rank.spec.loss)
 
 
-def _sums(outputs: LossOutputs, entropy: Tensor) -> Tensor:
-    return torch.stack([*(getattr(outputs, name).detach().float() for name in SUMMED), entropy.sum()])
+def _values(outputs: LossOutputs, names: Sequence[str]) -> Tensor:
+    return torch.stack([getattr(outputs, name).detach().float() for name in names])
 
 
 def all_reduce(rank: Rank, values: Tensor, how: Any) -> Tensor:
@@ -188,16 +211,16 @@ def plan_own(rank: Rank, samples: Sequence[Sample]) -> list[list[int]]:
     )[rank.rank]
 
 
-def _require_finite(samples: Sequence[TrainSample]) -> None:
-    for sample in samples:
-        if len(sample.advantages) != len(sample.completion_token_ids):
+def _require_finite(name: str, samples: Sequence[TrainSample], rows: Sequence[Sequence[float]]) -> None:
+    for sample, row in zip(samples, rows, strict=True):
+        if len(row) != len(sample.completion_token_ids):
             raise DataError(
-                f"completion {sample.key} has {len(sample.advantages)} advantages for "
-                f"{len(sample.completion_token_ids)} tokens; expected one each"
+                f"completion {sample.key} has {len(row)} {name} for {len(sample.completion_token_ids)} tokens; "
+                "expected one each"
             )
-    named = [sample.key for sample in samples if not all(map(math.isfinite, sample.advantages))]
+    named = [sample.key for sample, row in zip(samples, rows, strict=True) if not all(map(math.isfinite, row))]
     if named:
-        raise NonFiniteError(f"advantages of {_names(named)} are not finite")
+        raise NonFiniteError(f"{name} of {_names(named)} are not finite")
 
 
 def _names(keys: Sequence[str]) -> str:

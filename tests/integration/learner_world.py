@@ -65,7 +65,8 @@ def completions(
 
     row = family_of(family)
     processor = getattr(transformers, row.processor_class).from_pretrained(world / family)
-    rng = np.random.default_rng(seed)
+    rng, sampler = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    even = -np.log(len(processor.tokenizer))  # about what a toy that has learned nothing gives any token
     samples = []
     for group in range(num_groups):
         image = world / f"{group % len(IMAGE_SIZES)}.png"
@@ -82,7 +83,7 @@ def completions(
                     prompt_token_ids=prompt,
                     completion_token_ids=rng.integers(0, 200, length).tolist(),
                     advantages=rng.normal(size=length).tolist(),
-                    rollout_logprobs=[-1.0] * length,
+                    rollout_logprobs=(even + 0.5 * sampler.normal(size=length)).tolist(),
                     policy_version=0,
                 )
             )
