@@ -1,170 +1,28 @@
-"""The oracle judge as a process: `python -m judge.oracle --port 0`, or `OracleServer` beside a run.
-
-The process ends with the one that started it, also when that one is killed.
-"""
+"""The oracle: rules on phantom data exactly, because every phantom sentence can be checked. Pure."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import selectors
-import socket
-import subprocess
-import sys
-import threading
-import time
-from dataclasses import replace
-from types import TracebackType
-from typing import Self
+from collections.abc import Sequence
 
-from mrpo.config import JudgeConfig, OracleConfig, plain
-from mrpo.errors import JudgeUnavailableError
-
-MODEL = "oracle"
-START_TIMEOUT_S = 60.0  # importing the server takes a second; beside engines that load, much longer
-STOP_TIMEOUT_S = 5.0
-PARENT_POLL_S = 0.5
-KEEP_ALIVE_S = 75  # above the client's 5 s, so that the server never closes a connection that is about to be used
+from mrpo.phantom.language import QuestionKind, rule_steps
+from mrpo.rewards.normalise import normalise_answer
+from mrpo.types import Verdicts
 
 
-class OracleServer:
-    """The oracle in its own process; a context manager, or `start` and `close`."""
+class Oracle:
+    """A `judge.local_app.Ruler`. Whatever is not phantom data is a ValueError."""
 
-    def __init__(self, config: OracleConfig, *, seed: int = 0, host: str = "127.0.0.1") -> None:
-        """Describe the server; `start` runs it.
+    def rule_steps(self, steps: Sequence[str], *, question: str, answer: str, rationale: str) -> Verdicts:
+        """See `mrpo.phantom.language.rule_steps`."""
+        _check(question)
+        return rule_steps(steps, question=question, answer=answer, rationale=rationale)
 
-        Args:
-            config: latency and faults.
-            seed: of the faults.
-            host: address to listen on; judge actors on other machines need one they can reach.
-        """
-        self._config = config
-        self._seed = seed
-        self._host = host
-        self._process: subprocess.Popen[bytes] | None = None
-        self.url = ""  # base URL ending in /v1, once started
-
-    def start(self) -> Self:
-        """Start the process and wait until it listens.
-
-        Raises:
-            JudgeUnavailableError: it ended or said nothing within a minute.
-        """
-        arguments = ["--host", self._host, "--port", "0", "--seed", str(self._seed), "--parent-pid", str(os.getpid())]
-        faults = json.dumps(plain(self._config))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "judge.oracle", *arguments, "--config", faults],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches the run alone, which still needs its judge to stop in order
-        )
-        try:
-            self.url = _read_line(self._process, START_TIMEOUT_S)
-        except JudgeUnavailableError:
-            self.close()
-            raise
-        return self
-
-    def endpoint(self, config: JudgeConfig) -> JudgeConfig:
-        """The judge configuration with this server as its endpoint."""
-        assert self.url, "the oracle is not started"
-        return replace(config, url=self.url, model=MODEL)
-
-    def close(self) -> None:
-        """End the process; safe to call twice."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._process = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def rule_answer(self, generated: str, *, question: str, answer: str) -> bool:
+        """Equal after normalisation: a phantom answer has no synonyms, and a hedge equals nothing."""
+        _check(question)
+        return normalise_answer(generated) == normalise_answer(answer)
 
 
-def _read_line(process: subprocess.Popen[bytes], timeout_s: float) -> str:
-    """The first line the process writes."""
-    assert process.stdout is not None
-    ends_at = time.monotonic() + timeout_s
-    line = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while not line.endswith(b"\n"):
-            left_s = ends_at - time.monotonic()
-            if left_s <= 0 or not selector.select(left_s):
-                raise JudgeUnavailableError(
-                    f"the oracle judge did not start within {timeout_s:g} s; is the machine busy?"
-                )
-            chunk = os.read(process.stdout.fileno(), 4096)
-            if not chunk:
-                code = process.wait()
-                raise JudgeUnavailableError(
-                    f"the oracle judge ended with code {code} while starting; see its output above"
-                )
-            line += chunk
-    return line.decode().strip()
-
-
-def _exit_with_parent(pid: int) -> None:
-    """End this process soon after its parent has ended, however it ended.
-
-    Polling, because PR_SET_PDEATHSIG fires when the *thread* that started the process ends.
-    """
-    while os.getppid() == pid:
-        time.sleep(PARENT_POLL_S)
-    os._exit(0)
-
-
-def serve(config: OracleConfig, *, seed: int, host: str, port: int, parent_pid: int | None) -> None:
-    """Listen, write the base URL to stdout, and serve until a signal or the parent's end.
-
-    Raises:
-        ConfigError: the shares of faults add up to more than 1.
-        OSError: host and port cannot be listened on.
-    """
-    import uvicorn
-
-    from judge.oracle_app import build_app
-
-    app = build_app(config, seed=seed)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S, lifespan="off")
-    )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=1024)
-    address = f"[{host}]" if family == socket.AF_INET6 else host
-    if parent_pid is not None:
-        threading.Thread(target=_exit_with_parent, args=(parent_pid,), daemon=True).start()
-    # Connections queue from here on, so the URL can be used at once.
-    sys.stdout.write(f"http://{address}:{listener.getsockname()[1]}/v1\n")
-    sys.stdout.flush()
-    server.run(sockets=[listener])
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m judge.oracle", description="Judge server for phantom steps.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0: any free port, written to stdout")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    parser.add_argument("--config", default="{}", help="latency and faults as JSON, keys as under judge.oracle")
-    parser.add_argument("--parent-pid", type=int, default=None, help="end when this parent process has ended")
-    given = parser.parse_args(arguments)
-    config = OracleConfig(**json.loads(given.config))
-    serve(config, seed=given.seed, host=given.host, port=given.port, parent_pid=given.parent_pid)
-
-
-if __name__ == "__main__":
-    main()
+def _check(question: str) -> None:
+    if question not in set(QuestionKind):
+        raise ValueError(f"not a phantom question: {question!r}")

@@ -20,7 +20,7 @@ import psutil
 
 from mrpo.cache import cached_folder
 from mrpo.checkpoint_source import model_type_of
-from mrpo.choices import JudgeKind
+from mrpo.choices import LEXICAL_NOTICE, JudgeKind
 from mrpo.config import Config, JudgeConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
@@ -130,6 +130,8 @@ async def _start_judge(
     if config.judge.kind == JudgeKind.NONE:
         console.note("no judge: rewards are answer-only, no step is ruled on")
         return None
+    if config.judge.kind == JudgeKind.LEXICAL:
+        console.note(LEXICAL_NOTICE)
     from judge.pool import RayJudgePool
 
     with console.stage(f"judge ({config.judge.kind})"):
@@ -141,14 +143,14 @@ async def _start_judge(
 
 
 def _judge_endpoint(config: Config, stack: AsyncExitStack) -> JudgeConfig:
-    """The judge's address; the oracle's server is started for it."""
-    if config.judge.kind != JudgeKind.ORACLE:
-        return config.judge
-    from judge.oracle import OracleServer
+    """The judge's address; a local judge's server is started for it."""
+    from judge.local_server import LOCAL_KINDS, LocalServer
 
-    server = OracleServer(config.judge.oracle, seed=config.seed)
+    if config.judge.kind not in LOCAL_KINDS:
+        return config.judge
+    server = LocalServer(config.judge, seed=config.seed)
     stack.callback(server.close)
-    return server.start().endpoint(config.judge)
+    return server.start().endpoint()
 
 
 async def _start_rollout(

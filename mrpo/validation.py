@@ -87,8 +87,8 @@ def check_contradictions(config: Config) -> None:
         )
     if judge.kind == JudgeKind.ORACLE and data.kind != DataKind.PHANTOM:
         raise ConfigError(
-            f"judge.kind=oracle rules on phantom steps only, but data.kind={data.kind}; "
-            "set judge.kind=openai_compatible or judge.kind=none"
+            f"judge.kind=oracle rules on phantom data only, but data.kind={data.kind}; set "
+            "judge.kind=openai_compatible or judge.kind=none (judge.kind=lexical, which is weak, for a smoke test)"
         )
     if config.reward.answer.kind == AnswerKind.JUDGE and judge.kind == JudgeKind.NONE:
         raise ConfigError(

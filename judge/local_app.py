@@ -1,7 +1,8 @@
-"""A judge for phantom steps that speaks the OpenAI chat-completions protocol and can be told to misbehave.
+"""A judge on this machine that speaks the OpenAI chat-completions protocol and can be told to misbehave.
 
-It knows nothing but the request: it reads question, gold and steps from the user message, as any judge would. Bodies
-are read as plain JSON and not as models of the whole protocol, because it shares cores with engines that generate.
+It knows nothing but the request: it reads question, gold and what the policy wrote from the user message, as any judge
+would. Bodies are read as plain JSON and not as models of the whole protocol, because it shares cores with engines that
+generate.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 
-from judge.oracle import MODEL
-from judge.schema import step_names
+from judge.schema import ANSWER_FIELD, step_names
 from mrpo.config import OracleConfig
 from mrpo.errors import ConfigError
-from mrpo.phantom.language import rule_steps
 from mrpo.types import Verdicts
 
 RETRY_AFTER_S = 1
@@ -28,8 +28,20 @@ GARBAGE = 'Certainly! Here are my marks: {"step1": {"Alignment": yes'
 CHARS_PER_TOKEN = 4  # for the usage field
 
 
+class Ruler(Protocol):
+    """What rules behind the server; a ValueError says that it cannot rule on such data."""
+
+    def rule_steps(self, steps: Sequence[str], *, question: str, answer: str, rationale: str) -> Verdicts:
+        """[K] marks of the steps; `answer` and `rationale` are gold."""
+        ...
+
+    def rule_answer(self, generated: str, *, question: str, answer: str) -> bool:
+        """Whether the generated answer is correct; `answer` is gold."""
+        ...
+
+
 class Fault(StrEnum):
-    """What a request can be answered with instead of verdicts."""
+    """What a request can be answered with instead of a ruling."""
 
     ERROR = "error"
     RATE_LIMIT = "rate_limit"
@@ -93,13 +105,19 @@ class FaultPlan:
         return None
 
 
-def build_app(config: OracleConfig, *, seed: int) -> FastAPI:
+def build_app(ruler: Ruler, *, model: str, faults: OracleConfig, seed: int) -> FastAPI:
     """The server's routes: /v1/chat/completions, /v1/models and /stats.
+
+    Args:
+        ruler: rules on what is asked.
+        model: the name it goes by.
+        faults: latency, and shares of requests to answer badly.
+        seed: of the faults.
 
     Raises:
         ConfigError: the shares of faults add up to more than 1.
     """
-    plan, stats = FaultPlan(config, seed=seed), Stats()
+    plan, stats = FaultPlan(faults, seed=seed), Stats()
     app = FastAPI(openapi_url=None)
 
     @app.post("/v1/chat/completions")
@@ -109,15 +127,19 @@ def build_app(config: OracleConfig, *, seed: int) -> FastAPI:
         stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
         try:
             body = await request.body()
-            if config.latency_s > 0:
-                await asyncio.sleep(config.latency_s)
-            return _answer(body, plan.next(body), stats)
+            if faults.latency_s > 0:
+                await asyncio.sleep(faults.latency_s)
+            fault = plan.next(body)
+            if fault is not None:
+                stats.faults[fault] += 1
+                return _faulty(fault, body, model)
+            return _ruled(ruler, body, model)
         finally:
             stats.in_flight -= 1
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return _json({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "mrpo"}]})
+        return _json({"object": "list", "data": [{"id": model, "object": "model", "owned_by": "mrpo"}]})
 
     @app.get("/stats")
     async def show_stats() -> Response:
@@ -126,24 +148,20 @@ def build_app(config: OracleConfig, *, seed: int) -> FastAPI:
     return app
 
 
-def _answer(body: bytes, fault: Fault | None, stats: Stats) -> Response:
-    if fault is not None:
-        stats.faults[fault] += 1
+def _faulty(fault: Fault, body: bytes, model: str) -> Response:
     if fault is Fault.ERROR:
         return _error(500, "told to fail")
     if fault is Fault.RATE_LIMIT:
         return _error(429, "told to be busy", {"retry-after": str(RETRY_AFTER_S)})
-    if fault is Fault.GARBAGE:
-        return _completion(GARBAGE, body)
+    return _completion(GARBAGE, body, model)
+
+
+def _ruled(ruler: Ruler, body: bytes, model: str) -> Response:
     try:
-        data = read_user_data(body)
-        steps = [data["steps"][name] for name in step_names(len(data["steps"]))]
-        verdicts = rule_steps(
-            steps, question=data["question"], answer=data["gold_answer"], rationale=data["gold_rationale"]
-        )
+        reply = rule(ruler, read_user_data(body))
     except (ValueError, KeyError, TypeError) as error:
-        return _error(400, f"not a request about phantom steps: {type(error).__name__}: {error}")
-    return _completion(json.dumps(reply_of(verdicts)), body)
+        return _error(400, f"the {model} judge cannot rule on this: {type(error).__name__}: {error}")
+    return _completion(json.dumps(reply), body, model)
 
 
 def read_user_data(body: bytes) -> dict[str, Any]:
@@ -157,9 +175,32 @@ def read_user_data(body: bytes) -> dict[str, Any]:
             data = json.loads(text)
         case _:
             raise ValueError("no user message whose content begins with a text part")
-    if not isinstance(data, dict) or not isinstance(data["steps"], dict):
-        raise ValueError("the user message's text is not an object with steps")
+    if not isinstance(data, dict):
+        raise ValueError("the user message's text is not an object")
     return data
+
+
+def rule(ruler: Ruler, data: dict[str, Any]) -> dict[str, Any]:
+    """The object a judge replies with to the data of `judge.prompts`, which name what is asked.
+
+    Raises:
+        KeyError: a part is missing.
+        TypeError: a part is no text.
+        ValueError: the ruler cannot rule on such data.
+    """
+    question, answer = _text(data, "question"), _text(data, "gold_answer")
+    if "generated_answer" in data:
+        return {ANSWER_FIELD: int(ruler.rule_answer(_text(data, "generated_answer"), question=question, answer=answer))}
+    steps = [_text(data["steps"], name) for name in step_names(len(data["steps"]))]
+    rationale = _text(data, "gold_rationale")
+    return reply_of(ruler.rule_steps(steps, question=question, answer=answer, rationale=rationale))
+
+
+def _text(data: dict[str, Any], name: str) -> str:
+    value = data[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is no text")
+    return value
 
 
 def reply_of(verdicts: Verdicts) -> dict[str, dict[str, int]]:
@@ -169,13 +210,13 @@ def reply_of(verdicts: Verdicts) -> dict[str, dict[str, int]]:
     return {name: {"Alignment": int(a), "Contribution": int(c)} for name, (a, c) in zip(names, marks, strict=True)}
 
 
-def _completion(content: str, body: bytes) -> Response:
+def _completion(content: str, body: bytes, model: str) -> Response:
     prompt_tokens, completion_tokens = len(body) // CHARS_PER_TOKEN, len(content) // CHARS_PER_TOKEN
     return _json(
         {
-            "id": "oracle",
+            "id": f"mrpo-{model}",
             "object": "chat.completion",
-            "model": MODEL,
+            "model": model,
             "choices": [
                 {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}},
             ],
@@ -189,7 +230,7 @@ def _completion(content: str, body: bytes) -> Response:
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    return _json({"error": {"message": message, "type": "oracle"}}, status, headers)
+    return _json({"error": {"message": message, "type": "mrpo"}}, status, headers)
 
 
 def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
