@@ -1,65 +1,45 @@
 """Where one sentence of radiology or pathology prose ends and the next begins.
 
 One compiled expression proposes boundaries, a few rules reject those after abbreviations, initials and list markers.
-Every expression here is linear in the text's length, whatever a policy writes.
+Every step here is linear in the text's length, whatever a policy writes.
 """
 
 from __future__ import annotations
 
 import re
 
+from mrpo import abbreviations as words
+
 # A terminator run with the quotes, brackets and emphasis that close over it; a terminator of a script that needs no
-# space after it; or a line break. The look-behind lets a run be tried once only, from its first character.
+# space after it; or a line break. All begin with one character class, which the search skips to. A run is tried once
+# only, from its first character.
+_SPACELESS = "。！？｡।॥؟۔።፧፨։။។៕᙮᠃꓿"
 _CANDIDATE = re.compile(
-    r"(?<![.!?…])[.!?…]++[\"'”’»)\]*_`]*+(?=\s|\Z|(?<=[a-z]{3}\.)[A-Z][a-z])"
-    r"|[。！？｡।॥؟۔]++[\"'”’»)\]」』）*_`]*+"
-    r"|\n\s*+"
+    rf"[.!?…\n{_SPACELESS}](?:"
+    r"(?<=[.!?…])(?<![.!?…].)(?!(?<=\.)[a-z0-9])"
+    r"[.!?…]*+(?: \.(?=\s|\Z))*+[\"'”’»)\]*_`]*+(?:[ \u00a0\u202f]»(?=\s|\Z))?+(?=\s|\Z|[A-Z][a-z\s])"
+    r"|(?<=\n)\s*+"
+    rf"|(?<=[{_SPACELESS}])[{_SPACELESS}]*+[\"'”’»)\]」』）*_`]*+)"
 )
 _FOLLOWING = re.compile(r"(\s*+)([\"'“‘«(\[*_`]*+)(\w*+)")
-_SPACELESS = frozenset("。！？｡।॥؟۔")
+_TERMINATORS = frozenset(".!?…")
 _CLOSERS = "\"'”’»)]*_`"
 _WORD_PART = frozenset(".-'’")
 _LONGEST_WORD = 32  # characters looked at before a dot; longer than any abbreviation
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Nothing ends a sentence after these: they announce what follows.
-_NEVER_LAST = _words(
-    "dr mr mrs ms prof st messrs rev gen sen "
-    "fig figs eq eqs sec ref refs tab vol ed eds pp chap "
-    "approx ca cf vs viz resp incl excl esp e.g i.e eg ie "
-    "dx'd d.d s.p c.w w.r.t"
-)
-# These end a sentence only if the next word is one that opens sentences.
-_SELDOM_LAST = _words(
-    "etc al inc jr sr dept hosp univ assoc max min avg temp diam circ lat med ant post sup inf prox dist bilat unilat "
-    "neg pos hx dx tx rx sx fx pt pts yr yrs mo mos wk wks hr hrs est spp sp subsp var art vein lig musc "
-    "a.m p.m p.o i.v i.m s.c b.i.d t.i.d q.i.d q.d q.h p.r.n s.l a.c p.c u.s u.k m.d ph.d c.f n.b a.k.a a.p p.a"
-)
-_UNITS = _words(
-    "mm cm dm m km um nm ml dl cl l cc mg kg g gy mgy hu t hz khz mhz kv kvp mas ms s sec secs min mins "
-    "deg in ft lb lbs oz mmhg kpa bpm mmol mol iu meq"
-)
-_NUMBER_ABBREVIATIONS = _words("no nos nr")
-_OPENERS = _words(
-    "the this that these those there here it its he she his her they their we our i you a an in on at as of for from "
-    "with without within if no not both each all some any one two several however therefore thus hence so then also "
-    "additionally furthermore moreover finally first second next overall given based because since while when where "
-    "what which although though but and or is are was were let now after before by to among between compared "
-    "considering patient patients"
-)
-# Of these only a few open a sentence that is typed without its capital.
-_LOWER_CASE_OPENERS = _words("the this these those there it")
-_AFTER_NAMED_LETTER = _words(
-    "vitamin hepatitis type group option panel image figure stage grade class answer choice category factor view arrow "
-    "label level influenza child-pugh"
-)
 _CODE = re.compile(r"[A-Za-z]{1,2}\d{1,2}[a-c]?")  # T1, L4, N0, M1a
+_STAGING = re.compile(r"(?:[cpyr]{0,2}[tT]\d[a-d]?|[cpyr]{0,2}[nN]\d[a-c]?)")
+_STAGING_REST = re.compile(r"[cpyr]{0,2}[NMRG]\d[a-c]?")
+_TIMES = re.compile(r"x\d*")  # "3 cm. x 4 cm."
+_PLAIN_LOWER = re.compile(r"[^\W\d_]+")
 _VOWEL = re.compile(r"[aeiouyà-ÿ]", re.IGNORECASE)
-_LIST_LEAD = frozenset(":;,(-–—*•\n")
+_LIST_LEAD = frozenset(":;,(-–—*•#\n")
+_LIST_ITEM = re.compile(
+    r"[-*+•–—‣▪◦●○·>|]\s"
+    r"|#{1,6}\s"
+    r"|(?:\*\*|__)?\(?(?:\d{1,3}(?:\.\d{1,2})*[.)]|[a-zA-Z]\)|[a-z]\.|[ivx]{1,4}[.)])(?:\*\*|__)?\s"
+)
+_BARE_NUMBER = re.compile(r"\d+(?:[.,]\d+)+")
 
 
 def sentence_spans(text: str, start: int, end: int) -> list[tuple[int, int]]:
@@ -71,75 +51,129 @@ def sentence_spans(text: str, start: int, end: int) -> list[tuple[int, int]]:
     fragments: list[tuple[int, int]] = []
     begin, rejected = start, -1
     for match in _CANDIDATE.finditer(text, start, end):
-        stop = match.end()
-        if text[match.start()] == "\n":
-            stop = match.start()
-            if not _line_ends_sentence(text, begin, match.start(), match.end(), end, rejected):
-                continue
-        elif text[match.start()] not in _SPACELESS and not _dot_ends_sentence(text, begin, match, end):
+        first, stop = match.span()
+        sign = text[first]
+        if sign == "\n":
+            if _line_ends_sentence(text, start, begin, first, stop, end, rejected):
+                _append(fragments, text, begin, first)
+                begin = stop
+            continue
+        if sign in _TERMINATORS and not _run_ends_sentence(text, begin, first, stop, end):
             rejected = stop
             continue
-        begin = _append(fragments, text, begin, stop)
+        _append(fragments, text, begin, stop)
+        begin = stop
     _append(fragments, text, begin, end)
     return _join_markers(text, fragments)
 
 
-def _append(fragments: list[tuple[int, int]], text: str, begin: int, stop: int) -> int:
-    """Add `text[begin:stop]` without its outer whitespace, unless nothing is left. Returns `stop`."""
+def _append(fragments: list[tuple[int, int]], text: str, begin: int, stop: int) -> None:
+    """Add `text[begin:stop]` without its outer whitespace, unless nothing is left."""
     piece = text[begin:stop]
-    lead = len(piece) - len(piece.lstrip())
-    if lead < len(piece):
-        fragments.append((begin + lead, begin + len(piece.rstrip())))
-    return stop
+    bare = piece.lstrip()
+    if bare:
+        first = stop - len(bare)
+        fragments.append((first, first + len(bare.rstrip())))
 
 
-def _dot_ends_sentence(text: str, begin: int, match: re.Match[str], end: int) -> bool:
-    """Whether the terminator run `match` ends the sentence that started at `begin`."""
-    following = _FOLLOWING.match(text, match.end(), end)
+def _run_ends_sentence(text: str, begin: int, dot: int, stop: int, end: int) -> bool:
+    """Whether the terminators, and what closes over them, in `text[dot:stop]` end the sentence begun at `begin`."""
+    following = _FOLLOWING.match(text, stop, end)
     assert following is not None  # every part of the pattern may be empty
-    space, _, word = following.groups()
-    if following.end() == end and not word:
+    space, signs, word = following.groups()
+    if not word and following.end() == end:
         return True  # nothing but whitespace and signs is left
-    run = match.group()
-    # Caseless scripts count as capitals: a stop there ends a sentence.
-    continues = word[:1].islower()
-    opener = word in _LOWER_CASE_OPENERS if continues else word.lower() in _OPENERS
-    if run[0] != "." or len(run) > 1:
+    # Caseless scripts count as capitals, and so do "p53", "pH", "mRNA": a stop there ends a sentence.
+    continues = word[:1].islower() and (
+        (word.islower() and _PLAIN_LOWER.fullmatch(word) is not None) or _TIMES.fullmatch(word) is not None
+    )
+    opener = word in words.LOWER_CASE_OPENERS if continues else word.lower() in words.OPENERS
+    if not space and not signs and not opener and not _typed_without_space(text, begin, dot, stop):
+        return False
+    if text[dot] != "." or stop - dot > 1:
         # "(?) in the lung", "and ... then": closed over or trailing off in mid-sentence
-        mid_sentence = continues and (run[-1] in _CLOSERS or run[:2] == ".." or run[0] == "…")
-        return not mid_sentence
-    before = _word_before(text, begin, match.start())
-    return _abbreviation_rules(before, word, opener, continues, "\n" in space, text, begin, match.start())
+        trails_off = text[dot] == "…" or (stop - dot > 1 and text[dot + 1] in ".… ")
+        return not (continues and (trails_off or text[stop - 1] in _CLOSERS))
+    lists = "\n" in space and _LIST_ITEM.match(text, following.end(1), end) is not None
+    return _dot_ends_sentence(text, begin, dot, word, continues, opener, "\n" in space, lists)
 
 
-def _abbreviation_rules(
-    before: str, word: str, opener: bool, continues: bool, breaks_line: bool, text: str, begin: int, dot: int
+def _typed_without_space(text: str, begin: int, dot: int, stop: int) -> bool:
+    """Whether a lone dot between a lower-case word and a capital is a full stop: "normal.Spleen", not "Ph.Eur"."""
+    before = text[max(begin, dot - 3) : dot]
+    return stop - dot == 1 and len(before) == 3 and before.isascii() and before.isalpha() and before.islower()
+
+
+def _dot_ends_sentence(
+    text: str, begin: int, dot: int, word: str, continues: bool, opener: bool, breaks_line: bool, lists: bool
 ) -> bool:
-    """Whether one dot after the word `before` and ahead of `word` ends a sentence."""
+    """Whether one dot ends a sentence.
+
+    Args:
+        text: the whole completion.
+        begin: where the sentence began.
+        dot: index of the dot.
+        word: the next word, possibly empty.
+        continues: `word` is in lower case.
+        opener: `word` often opens sentences.
+        breaks_line: a line break stands before `word`.
+        lists: and after it a list marker.
+    """
+    before = _word_before(text, begin, dot)
     lower = before.lower()
-    if lower in _NEVER_LAST:
+    if lower in words.NEVER_LAST or (lower in words.BEFORE_NUMBER and word[:1].isdigit() and not lists):
         return False
-    if lower in _NUMBER_ABBREVIATIONS and word[:1].isdigit():
-        return False
-    if lower in _SELDOM_LAST or _is_dotted(lower):
+    if lists:
+        return True
+    if lower in words.LAST_BEFORE_CAPITAL:
+        return not continues and (opener or breaks_line or _opens_after_time(word))
+    if lower in words.SELDOM_LAST or _is_dotted(lower):
         return not continues and (opener or breaks_line)
-    if lower in _UNITS or _CODE.fullmatch(before):
-        return opener or not (continues or word[:1].isdigit() or _CODE.fullmatch(word))
+    if lower in words.UNITS and (len(before) > 1 or _number_before(text, begin, dot - 2)):
+        return opener or not (continues or _goes_on_after_unit(text, word, dot))
+    if _CODE.fullmatch(before):
+        return opener or not (continues or (_STAGING.fullmatch(before) and _STAGING_REST.fullmatch(word)))
     if len(before) == 1 and before.isalpha():
-        if breaks_line or _word_before(text, begin, dot - 2).lower() in _AFTER_NAMED_LETTER:
+        if breaks_line or _word_before(text, begin, dot - 2).lower() in words.BEFORE_NAMED_LETTER:
             return not continues
         return opener  # "H. pylori", "J. Smith"
     if before.isdigit() and len(before) <= 2 and _leads_list(text, begin, dot - len(before)):
         return False  # "Findings: 1. Nodule"
-    if continues and not opener:
-        # A lower-case word after a dot: a full word ended a carelessly typed sentence, a short one is an abbreviation.
-        return len(before) > 3 and before.isalpha() and _VOWEL.search(before) is not None
-    return True
+    if not continues or opener or not before:
+        return True  # a sign or bracket, which `before` leaves out, is no abbreviation
+    # A lower-case word after a dot: a decimal, a full word or an acronym ended a carelessly typed sentence; a short
+    # word is an abbreviation.
+    if before.isalpha():
+        return (len(before) > 3 and _VOWEL.search(before) is not None) or (len(before) > 1 and before.isupper())
+    return _BARE_NUMBER.fullmatch(before) is not None
+
+
+def _opens_after_time(word: str) -> bool:
+    return word[:1].isupper() and word.lower() not in words.CALENDAR
+
+
+def _number_before(text: str, begin: int, stop: int) -> bool:
+    """Whether a digit stands before `stop`, or before the space that ends there."""
+    return text[max(begin, stop - 1) : stop + 1].strip()[-1:].isdigit()
+
+
+_QUANTITY = re.compile(r"\s*+(\d[\d.,]*+)\s?([^\W\d_]++)?")
+
+
+def _goes_on_after_unit(text: str, word: str, dot: int) -> bool:
+    """Whether the word after a unit's dot belongs to the quantity: "5 ft. 2 in.", "120 mm. Hg"."""
+    if word.lower() in words.UNIT_COMPLEMENTS:
+        return True
+    quantity = _QUANTITY.match(text, dot + 1)
+    return quantity is not None and (quantity.group(2) or "").lower() in words.UNITS
 
 
 def _word_before(text: str, begin: int, stop: int) -> str:
     """The word that ends at `stop`, inner dots, hyphens and apostrophes included."""
     low = max(begin, stop - _LONGEST_WORD)
+    spaced = text[text.rfind(" ", low, stop) + 1 or low : stop]
+    if spaced.isalnum():
+        return spaced
     first = stop
     while first > low and (text[first - 1].isalnum() or text[first - 1] in _WORD_PART):
         first -= 1
@@ -148,32 +182,69 @@ def _word_before(text: str, begin: int, stop: int) -> str:
 
 def _is_dotted(word: str) -> bool:
     """Letters with dots between: "a.b.c"."""
-    parts = word.split(".")
-    return len(parts) > 1 and all(len(part) == 1 and part.isalpha() for part in parts)
+    return "." in word and all(len(part) == 1 and part.isalpha() for part in word.split("."))
 
 
 def _leads_list(text: str, begin: int, position: int) -> bool:
-    """Whether a number at `position` opens a list item: a colon, comma or bracket stands before it."""
-    head = text[max(begin, position - 3) : position].rstrip(" ")
-    return bool(head) and head[-1] in _LIST_LEAD
+    """Whether a number at `position` opens a list item: a colon, comma or bracket stands before it, and no number
+    before that, as in "3:1" and "levels 4, 5".
+    """
+    head = text[max(begin, position - 4) : position].rstrip(" ")
+    return head[-1:] in _LIST_LEAD and head != "" and not head[:-1].rstrip(" ")[-1:].isdigit()
 
 
-def _line_ends_sentence(text: str, begin: int, stop: int, following: int, end: int, rejected: int) -> bool:
-    """Whether the line break between `stop` and `following` separates sentences."""
-    line = text[begin:stop].rstrip()
-    if following >= end or not line:
+_MARKED_HEADING = re.compile(r"\s*(?:#{1,6}\s.*|(\*\*|__)[^*_\n]*\1\s*)")
+
+
+def _line_ends_sentence(text: str, start: int, begin: int, stop: int, following: int, end: int, rejected: int) -> bool:
+    """Whether the line break between `stop` and `following` separates sentences.
+
+    Args:
+        text: the whole completion.
+        start: where the reasoning began.
+        begin: where the sentence began.
+        stop: index of the line break.
+        following: index of the first character of the next line that has any.
+        end: where the reasoning ends.
+        rejected: end of the last run of terminators that ends no sentence.
+    """
+    last = stop
+    while last > begin and text[last - 1].isspace():
+        last -= 1
+    if following >= end or last == begin:
         return True
-    if line.rstrip("*_` ").endswith(":"):
-        return False  # a heading belongs to what it announces
+    line_start = max(start, text.rfind("\n", start, last) + 1)
+    if _announces(text, line_start, begin, last):
+        return False
     if text.count("\n", stop, following) > 1:
         return True
-    if begin + len(line) == rejected:
+    if last == rejected:
         return False  # the line ends in an abbreviation
-    return not text[following].islower()
+    if _LIST_ITEM.match(text, following, end):
+        return True
+    if text[following].islower() or text[last - 1] == ",":
+        return False
+    return _word_before(text, begin, last) not in words.CONTINUING
+
+
+def _announces(text: str, line_start: int, begin: int, last: int) -> bool:
+    """Whether the line up to `last` is a heading: it belongs to what it announces."""
+    position = last
+    while position > begin and text[position - 1] in "*_` ":
+        position -= 1
+    if position > begin and text[position - 1] in ":：":
+        return True
+    # What a full stop ended is a sentence, in bold or not.
+    return (
+        begin < last
+        and text[position - 1] not in ".!?…"
+        and _MARKED_HEADING.fullmatch(text, line_start, last) is not None
+    )
 
 
 _MARKER = re.compile(
-    r"[\W_]*(?:(?:step|point|finding|item|part)[\W_]{0,3})?(?:\d{1,3}|[a-z]|[ivx]{1,4})?[\W_]*", re.IGNORECASE
+    r"[\W_]*(?:(?:step|point|finding|item|part)[\W_]{0,3})?(?:\d{1,3}(?:\.\d{1,2}){0,3}|[a-z]|[ivx]{1,4})?[\W_]*",
+    re.IGNORECASE,
 )
 _LONGEST_MARKER = 20
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")

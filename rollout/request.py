@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mrpo.errors import UserError
-from mrpo.steps import extract_answer, offsets_from_pieces, split_steps, think_token_counts, token_spans
+from mrpo.steps import offsets_from_pieces, segment
 from mrpo.types import Completion, FinishReason, RolloutRequest
 from rollout.vocabulary import Vocabulary
 
@@ -65,8 +65,7 @@ def build_completion(
     """
     assert len(completion_token_ids) == len(rollout_logprobs), request.key
     text, offsets = offsets_from_pieces([vocabulary.pieces[token] for token in completion_token_ids])
-    steps = split_steps(text, think_tag=think_tag, strategy=step_strategy, offsets=offsets)
-    think_tokens, step_tokens = think_token_counts(text, steps, offsets, think_tag)
+    found = segment(text, offsets, think_tag=think_tag, strategy=step_strategy)
     ended_turn = bool(completion_token_ids) and completion_token_ids[-1] == vocabulary.end_of_turn
     return Completion(
         prompt_id=request.prompt_id,
@@ -75,11 +74,11 @@ def build_completion(
         completion_token_ids=completion_token_ids,
         rollout_logprobs=rollout_logprobs,
         text=text,
-        steps=steps,
-        spans=token_spans(steps, offsets),
-        answer=extract_answer(text, think_tag=think_tag),
-        think_tokens=think_tokens,
-        step_tokens=step_tokens,
+        steps=found.steps,
+        spans=found.spans,
+        answer=found.answer,
+        think_tokens=found.think_tokens,
+        step_tokens=found.step_tokens,
         finish_reason=FinishReason.STOP if ended_turn else FinishReason.TRUNCATED,
         policy_version=policy_version,
         started_s=started_s,

@@ -181,7 +181,29 @@ def test_spans_are_ordered_disjoint_and_exact_for_any_text(text: str) -> None:
     assert answer is None or answer in text
 
 
-@pytest.mark.parametrize("piece", [".", " ", "\n", "a.", "! ", "(", "1. ", "<think>", "(\n", ". "])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        ".",
+        " ",
+        "\n",
+        "a.",
+        "! ",
+        "(",
+        "1. ",
+        "<think>",
+        "(\n",
+        ". ",
+        "a\n",
+        "A.\n",
+        " .",
+        "**a**\n",
+        "# a\n",
+        "- a\n",
+        "3 cm. ",
+        "«. »",
+    ],
+)
 def test_no_text_takes_more_than_linear_time(piece: str) -> None:
     started = time.process_time()
     split_steps("<think>" + piece * (200_000 // len(piece)) + "</think>")
