@@ -1,23 +1,23 @@
-"""The policy loss against values by hand, finite differences and its invariances."""
+"""The policy loss against values by hand, and what it refuses. Its gradient: `test_losses_gradients.py`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from loss_inputs import gradient, name_of, random_inputs, tensor, variants
+from pydantic import ValidationError
 from torch import Tensor
 
-from mrpo.choices import Aggregation, KLEstimator
+from mrpo.choices import Aggregation, Importance, KLEstimator, Ratio
 from mrpo.errors import NonFiniteError, UserError
 from mrpo.losses import LossConfig, LossInputs, global_denominator, policy_loss
 
 NO_KL = LossConfig(beta=0.0)
-
-
-def tensor(*rows: list[float]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
+MASKING = LossConfig(beta=0.0, importance=Importance.MASK)
 
 
 def one_token(ratio: float, advantage: float, *, rollout_logprobs: Tensor | None = None) -> LossInputs:
@@ -27,24 +27,6 @@ def one_token(ratio: float, advantage: float, *, rollout_logprobs: Tensor | None
         advantages=tensor([advantage]),
         loss_mask=tensor([1.0]),
         rollout_logprobs=rollout_logprobs,
-    )
-
-
-def random_inputs(num: int = 6, length: int = 9, seed: int = 0) -> LossInputs:
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(scale: float) -> Tensor:
-        return scale * torch.randn(num, length, generator=generator, dtype=torch.float64)
-
-    logprobs = -noise(1.0).abs()
-    lengths = torch.randint(1, length + 1, (num, 1), generator=generator)
-    return LossInputs(
-        logprobs=logprobs.requires_grad_(),
-        old_logprobs=logprobs.detach() + noise(0.3),
-        advantages=noise(1.0),
-        loss_mask=torch.arange(length).expand(num, length) < lengths,
-        ref_logprobs=logprobs.detach() + noise(0.3),
-        rollout_logprobs=logprobs.detach() + noise(0.5),
     )
 
 
@@ -70,10 +52,22 @@ def test_clipped_surrogate_by_hand(ratio: float, advantage: float, loss: float, 
     assert outputs.ratio_max.item() == pytest.approx(ratio)
 
 
-def test_clip_bounds_are_separate() -> None:
-    config = replace(NO_KL, epsilon_high=0.28)
-    assert policy_loss(one_token(1.5, 1.0), config).loss.item() == pytest.approx(-1.28)
-    assert policy_loss(one_token(0.5, -1.0), config).loss.item() == pytest.approx(0.8)
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped"),
+    [
+        (1.5, 1.0, -1.28, 1),
+        (1.25, 1.0, -1.25, 0),  # above 1.2, and free
+        (0.5, -1.0, 0.8, 1),
+        (0.75, -1.0, 0.8, 1),  # below 0.8, and not
+        (1.5, -1.0, 1.5, 0),
+        (0.5, 1.0, -0.5, 0),
+    ],
+)
+def test_clip_bounds_are_separate(ratio: float, advantage: float, loss: float, clipped: int) -> None:
+    """DAPO's bounds: 0.2 below, 0.28 above."""
+    outputs = policy_loss(one_token(ratio, advantage), replace(NO_KL, epsilon_high=0.28))
+    assert outputs.loss.item() == pytest.approx(loss)
+    assert outputs.clip_sum.item() == clipped
 
 
 @pytest.mark.parametrize(
@@ -88,12 +82,84 @@ def test_kl_by_hand(estimator: KLEstimator, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rollout", "weight", "capped"), [(0.0, 1.0, 0), (math.log(0.8), 1.25, 0), (-5.0, 2.0, 1), (math.log(2.0), 0.5, 0)]
+    ("raw", "truncated", "masked"),  # π_old/π_rollout, and what the loss is multiplied by
+    [
+        (1.0, 1.0, 1.0),
+        (1.25, 1.25, 1.25),
+        (1.99, 1.99, 1.99),
+        (2.01, 2.0, 0.0),
+        (150.0, 2.0, 0.0),
+        (0.51, 0.51, 0.51),
+        (0.49, 0.49, 0.0),
+        (1e-3, 1e-3, 0.0),
+    ],
 )
-def test_off_policy_weight_is_capped(rollout: float, weight: float, capped: int) -> None:
-    outputs = policy_loss(one_token(1.0, -3.0, rollout_logprobs=tensor([rollout])), NO_KL)
-    assert outputs.loss.item() == pytest.approx(3.0 * weight)
-    assert outputs.importance_clip_sum.item() == capped
+def test_off_policy_weight_by_hand(raw: float, truncated: float, masked: float) -> None:
+    inputs = one_token(1.0, -3.0, rollout_logprobs=tensor([-math.log(raw)]))
+    for importance, weight in ((Importance.TRUNCATE, truncated), (Importance.MASK, masked), (Importance.NONE, 1.0)):
+        config = replace(NO_KL, importance=importance)
+        outputs = policy_loss(inputs, config)
+        assert outputs.loss.item() == pytest.approx(3.0 * weight)
+        assert gradient(inputs, config).item() == pytest.approx(3.0 * weight)
+        assert outputs.importance_sum.item() == pytest.approx(weight)
+        corrected = importance != Importance.NONE
+        assert outputs.importance_clip_sum.item() == (corrected and weight != pytest.approx(raw))
+        assert outputs.importance_diff_sum.item() == pytest.approx(abs(math.log(raw)) if corrected else 0.0)
+        assert outputs.importance_diff_max.item() == outputs.importance_diff_sum.item()
+
+
+def test_off_policy_weights_are_of_old_over_rollout_not_of_the_policy() -> None:
+    """logp −1, old −1.1, rollout −1.3: ρ = exp(0.1), w = exp(0.2), each its own factor."""
+    inputs = LossInputs(
+        logprobs=tensor([-1.0]).requires_grad_(),
+        old_logprobs=tensor([-1.1]),
+        advantages=tensor([1.0]),
+        loss_mask=tensor([1]),
+        rollout_logprobs=tensor([-1.3]),
+    )
+    for ratio in Ratio:
+        assert policy_loss(inputs, replace(NO_KL, ratio=ratio)).loss.item() == pytest.approx(-math.exp(0.3))
+
+
+def test_a_token_that_icepop_masks_keeps_its_kl_and_its_place_in_the_denominator() -> None:
+    """Weights 1 and 4 of two tokens: the first has its surrogate and KL, the second KL alone, and both are counted."""
+    inputs = LossInputs(
+        logprobs=tensor([-1.0, -1.0]).requires_grad_(),
+        old_logprobs=tensor([-1.0, -1.0]),
+        advantages=tensor([1.0, 5.0]),
+        loss_mask=tensor([1, 1]),
+        ref_logprobs=tensor([-1.5, -1.5]),
+        rollout_logprobs=tensor([-1.0, -1.0 - math.log(4.0)]),
+    )
+    kl, kl_slope = math.exp(-0.5) + 0.5 - 1, 1 - math.exp(-0.5)
+    config = replace(MASKING, beta=0.1)
+    outputs = policy_loss(inputs, config)
+    assert outputs.loss.item() == pytest.approx((-1.0 + 0.1 * kl + 0.1 * kl) / 2)
+    torch.testing.assert_close(gradient(inputs, config), tensor([(-1 + 0.1 * kl_slope) / 2, 0.1 * kl_slope / 2]))
+    assert gradient(inputs, replace(config, beta=0.0))[0, 1].item() == 0.0
+    assert outputs.num_tokens.item() == 2
+
+
+@pytest.mark.parametrize("importance", [Importance.TRUNCATE, Importance.MASK])
+@pytest.mark.parametrize(("rollout", "raw"), [(-1e4, math.inf), (1e4, 0.0)])
+def test_a_weight_beyond_all_numbers_is_bounded_and_reported(
+    importance: Importance, rollout: float, raw: float
+) -> None:
+    inputs = one_token(1.0, -3.0, rollout_logprobs=tensor([rollout]))
+    outputs = policy_loss(inputs, replace(NO_KL, importance=importance))
+    expected = min(raw, 2.0) if importance == Importance.TRUNCATE else 0.0
+    assert outputs.loss.item() == pytest.approx(3.0 * expected)
+    assert outputs.importance_diff_max.item() == 1e4
+
+
+def test_without_correction_the_samplers_log_probs_may_hold_anything() -> None:
+    inputs = random_inputs()
+    config = LossConfig(importance=Importance.NONE)
+    expected = policy_loss(replace(inputs, rollout_logprobs=None), LossConfig())
+    spoiled = replace(inputs, rollout_logprobs=torch.full((1, 1), math.nan))
+    found = policy_loss(spoiled, config)
+    assert found.loss.item() == expected.loss.item()
+    assert found.importance_sum.item() == found.num_tokens.item()
 
 
 def test_aggregations_by_hand() -> None:
@@ -116,50 +182,6 @@ def test_aggregations_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("aggregation", list(Aggregation))
-@pytest.mark.parametrize("estimator", list(KLEstimator))
-def test_gradient_is_that_of_the_value(aggregation: Aggregation, estimator: KLEstimator) -> None:
-    inputs = random_inputs()
-    config = LossConfig(beta=0.1, aggregation=aggregation, kl_estimator=estimator)
-    assert torch.autograd.gradcheck(
-        lambda logprobs: policy_loss(replace(inputs, logprobs=logprobs), config).loss, (inputs.logprobs,)
-    )
-
-
-@pytest.mark.parametrize("aggregation", list(Aggregation))
-@pytest.mark.parametrize("parts", [[[0, 1, 2], [3, 4, 5]], [[5], [4, 0], [1, 2, 3]], [[0], [1], [2], [3], [4], [5]]])
-def test_splitting_a_batch_changes_nothing(aggregation: Aggregation, parts: list[list[int]]) -> None:
-    config = LossConfig(beta=0.1, aggregation=aggregation)
-    whole = random_inputs()
-    expected = policy_loss(whole, config)
-    (gradient,) = torch.autograd.grad(expected.loss, whole.logprobs)
-
-    denominator = global_denominator(whole.loss_mask, config)
-    outputs = [policy_loss(_rows(whole, rows, denominator), config) for rows in parts]
-    (split_gradient,) = torch.autograd.grad(torch.stack([part.loss for part in outputs]).sum(), whole.logprobs)
-    torch.testing.assert_close(split_gradient, gradient, rtol=1e-12, atol=1e-15)
-    assert sum(part.loss.item() for part in outputs) == pytest.approx(expected.loss.item(), rel=1e-12)
-    for name in ("num_tokens", "kl_sum", "clip_sum", "importance_clip_sum", "ratio_sum"):
-        assert sum(getattr(part, name).item() for part in outputs) == pytest.approx(getattr(expected, name).item())
-    assert max(part.ratio_max.item() for part in outputs) == expected.ratio_max.item()
-
-
-def _rows(inputs: LossInputs, rows: list[int], denominator: float) -> LossInputs:
-    """Some completions of a batch, with less padding where that is possible."""
-    assert inputs.ref_logprobs is not None
-    assert inputs.rollout_logprobs is not None
-    length = int(inputs.loss_mask[rows].sum(dim=1).max())
-    return LossInputs(
-        logprobs=inputs.logprobs[rows, :length],
-        old_logprobs=inputs.old_logprobs[rows, :length],
-        advantages=inputs.advantages[rows, :length],
-        loss_mask=inputs.loss_mask[rows, :length],
-        ref_logprobs=inputs.ref_logprobs[rows, :length],
-        rollout_logprobs=inputs.rollout_logprobs[rows, :length],
-        denominator=denominator,
-    )
-
-
 def test_denominators_of_parts_add_up() -> None:
     mask = random_inputs().loss_mask
     for aggregation in Aggregation:
@@ -169,77 +191,102 @@ def test_denominators_of_parts_add_up() -> None:
         )
 
 
-def test_on_policy_the_ratio_is_one_and_the_gradient_is_the_advantage() -> None:
+@pytest.mark.parametrize("ratio", [Ratio.TOKEN, Ratio.SEQUENCE_TOKEN])
+def test_on_policy_the_ratio_is_one_and_the_gradient_is_the_advantage(ratio: Ratio) -> None:
     inputs = random_inputs()
     inputs = replace(inputs, old_logprobs=inputs.logprobs.detach(), rollout_logprobs=None)
-    config = LossConfig(beta=0.0, aggregation=Aggregation.TOKEN_MEAN)
+    config = LossConfig(beta=0.0, aggregation=Aggregation.TOKEN_MEAN, ratio=ratio)
     outputs = policy_loss(inputs, config)
-    (gradient,) = torch.autograd.grad(outputs.loss, inputs.logprobs)
     mask = inputs.loss_mask
     assert outputs.ratio_max.item() == 1.0
     assert outputs.ratio_sum.item() == outputs.num_tokens.item() == mask.sum().item()
     assert outputs.clip_sum.item() == 0
-    torch.testing.assert_close(gradient, -(inputs.advantages * mask) / mask.sum())
+    torch.testing.assert_close(gradient(inputs, config), -(inputs.advantages * mask) / mask.sum())
 
 
-def test_everything_but_the_log_probs_is_a_constant() -> None:
+def test_on_policy_gspo_gives_every_token_its_completions_mean_advantage() -> None:
     inputs = random_inputs()
-    config = LossConfig(beta=0.1)
-    attached = replace(inputs, old_logprobs=inputs.logprobs, ref_logprobs=inputs.logprobs - 0.3)
-    detached = replace(inputs, old_logprobs=inputs.logprobs.detach(), ref_logprobs=inputs.logprobs.detach() - 0.3)
-    (one,) = torch.autograd.grad(policy_loss(attached, config).loss, inputs.logprobs)
-    (other,) = torch.autograd.grad(policy_loss(detached, config).loss, inputs.logprobs)
-    assert torch.equal(one, other)
+    inputs = replace(inputs, old_logprobs=inputs.logprobs.detach(), rollout_logprobs=None)
+    config = LossConfig(beta=0.0, ratio=Ratio.SEQUENCE)
+    outputs = policy_loss(inputs, config)
+    mask, lengths = inputs.loss_mask, inputs.loss_mask.sum(dim=1, keepdim=True)
+    assert outputs.ratio_max.item() == 1.0
+    assert outputs.ratio_sum.item() == mask.sum().item()
+    mean = (inputs.advantages * mask).sum(dim=1, keepdim=True) / lengths
+    torch.testing.assert_close(gradient(inputs, config), -mean * mask / lengths / len(mask))
+
+
+@pytest.mark.parametrize("ratio", list(Ratio))
+def test_everything_but_the_log_probs_is_a_constant(ratio: Ratio) -> None:
+    inputs = random_inputs()
+    config = LossConfig(beta=0.1, ratio=ratio)
+    names = ("old_logprobs", "ref_logprobs", "rollout_logprobs")
+    attached = {name: inputs.logprobs * (1.0 + 0.1 * number) for number, name in enumerate(names)}
+    detached = {name: values.detach() for name, values in attached.items()}
+    assert torch.equal(gradient(replace(inputs, **attached), config), gradient(replace(inputs, **detached), config))
 
 
 @pytest.mark.parametrize("filler", [0.0, math.nan, math.inf, -math.inf, 1e300])
-@pytest.mark.parametrize("aggregation", list(Aggregation))
-def test_masked_tokens_contribute_exactly_nothing(filler: float, aggregation: Aggregation) -> None:
+@pytest.mark.parametrize("config", variants(kl_estimator=KLEstimator.K3), ids=name_of)
+def test_masked_tokens_contribute_exactly_nothing(filler: float, config: LossConfig) -> None:
     clean = random_inputs()
-    mask = clean.loss_mask
-    assert clean.ref_logprobs is not None
-    assert clean.rollout_logprobs is not None
-    dirty = LossInputs(
-        logprobs=torch.where(mask, clean.logprobs.detach(), filler).requires_grad_(),
-        old_logprobs=torch.where(mask, clean.old_logprobs, filler),
-        advantages=torch.where(mask, clean.advantages, filler),
+    mask = clean.loss_mask.clone()
+    mask[4, 0] = mask[7] = False  # a hole, and a completion in which nothing counts
+    clean = replace(clean, loss_mask=mask)
+
+    def dirty(values: Tensor | None) -> Tensor:
+        assert values is not None
+        return torch.where(mask, values.detach(), filler)
+
+    spoiled = LossInputs(
+        logprobs=dirty(clean.logprobs).requires_grad_(),
+        old_logprobs=dirty(clean.old_logprobs),
+        advantages=dirty(clean.advantages),
         loss_mask=mask,
-        ref_logprobs=torch.where(mask, clean.ref_logprobs, filler),
-        rollout_logprobs=torch.where(mask, clean.rollout_logprobs, filler),
+        ref_logprobs=dirty(clean.ref_logprobs),
+        rollout_logprobs=dirty(clean.rollout_logprobs),
     )
-    config = LossConfig(beta=0.1, aggregation=aggregation)
-    outputs = policy_loss(dirty, config)
-    (gradient,) = torch.autograd.grad(outputs.loss, dirty.logprobs)
-    assert outputs.loss.item() == policy_loss(clean, config).loss.item()
-    assert (gradient[~mask] == 0).all()
-    assert gradient.isfinite().all()
+    expected, found = policy_loss(clean, config), policy_loss(spoiled, config)
+    assert all(getattr(found, name).item() == getattr(expected, name).item() for name in found.__slots__)
+    result = gradient(spoiled, config)
+    assert (result[~mask] == 0).all()
+    assert torch.equal(result, gradient(clean, config))
 
 
 def test_a_batch_in_which_nothing_counts_has_zero_loss_and_gradient() -> None:
     inputs = random_inputs()
     inputs = replace(inputs, loss_mask=torch.zeros_like(inputs.loss_mask))
-    outputs = policy_loss(inputs, LossConfig())
-    (gradient,) = torch.autograd.grad(outputs.loss, inputs.logprobs)
-    assert outputs.loss.item() == 0.0
-    assert (gradient == 0).all()
-    assert outputs.num_tokens.item() == 0
+    for ratio in Ratio:
+        config = LossConfig(ratio=ratio)
+        outputs = policy_loss(inputs, config)
+        assert outputs.loss.item() == 0.0
+        assert (gradient(inputs, config) == 0).all()
+        assert outputs.num_tokens.item() == 0
 
 
 @pytest.mark.parametrize("field", ["logprobs", "old_logprobs", "advantages", "ref_logprobs", "rollout_logprobs"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_bad_number_names_field_and_completion(field: str, value: float) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("ratio", list(Ratio))
+def test_a_bad_number_names_field_and_completion(field: str, value: float, ratio: Ratio) -> None:
     inputs = random_inputs()
     spoiled = getattr(inputs, field).detach().clone()
     spoiled[3, 0] = value
-    inputs = replace(inputs, **{field: spoiled}, keys=[f"q{row}#0" for row in range(6)])
+    inputs = replace(inputs, **{field: spoiled}, keys=[f"q{row}#0" for row in range(9)])
     with pytest.raises(NonFiniteError, match=rf"^{field} of row 3 \(q3#0\) is {value} at token 0"):
+        policy_loss(inputs, LossConfig(ratio=ratio))
+
+
+@pytest.mark.parametrize("ratio", list(Ratio))
+def test_an_overflowing_ratio_is_an_error(ratio: Ratio) -> None:
+    inputs = replace(one_token(1.0, 1.0), old_logprobs=tensor([-1e4]), keys=["q7#1"])
+    with pytest.raises(NonFiniteError, match=r"ratio of row 0 \(q7#1\) is inf at token 0"):
+        policy_loss(inputs, replace(NO_KL, ratio=ratio))
+
+
+def test_an_overflowing_kl_is_an_error() -> None:
+    inputs = replace(one_token(1.0, 1.0), ref_logprobs=tensor([1e4]), keys=["q7#1"])
+    with pytest.raises(NonFiniteError, match=r"token loss of row 0 \(q7#1\) is inf at token 0"):
         policy_loss(inputs, LossConfig())
-
-
-def test_an_overflowing_ratio_is_an_error() -> None:
-    inputs = replace(one_token(1.0, 1.0), old_logprobs=tensor([-1e4]))
-    with pytest.raises(NonFiniteError, match="ratio of row 0 is inf"):
-        policy_loss(inputs, NO_KL)
 
 
 def test_bad_inputs_are_refused() -> None:
@@ -248,5 +295,24 @@ def test_bad_inputs_are_refused() -> None:
         policy_loss(replace(inputs, ref_logprobs=None), LossConfig())
     with pytest.raises(UserError, match="positive denominator"):
         policy_loss(replace(inputs, denominator=0.0), LossConfig())
-    with pytest.raises(UserError, match=r"advantages has shape \(6, 8\), expected \[B, T\] = \(6, 9\)"):
+    with pytest.raises(UserError, match=r"advantages has shape \(9, 8\), expected \[B, T\] = \(9, 9\)"):
         policy_loss(replace(inputs, advantages=inputs.advantages[:, 1:]), LossConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": "sequence", "aggregation": "token_mean"}, "ratio=sequence .* got token_mean.* ratio=sequence_token"),
+        ({"ratio": "sequence", "aggregation": "constant"}, "ratio=sequence .* got constant"),
+        ({"importance": "mask", "importance_floor": 2.0}, "importance_floor=2 to importance_cap=2; the floor must be"),
+        ({"importance": "mask", "importance_cap": 0.9}, r"importance_cap=0\.9; .* 1 \(no mismatch\)"),
+        ({"importance": "mask", "importance_floor": 1.5}, r"importance_floor=1\.5 .* 1 \(no mismatch\)"),
+        ({"importance": "trunc"}, "'none', 'truncate' or 'mask'"),
+        ({"ratio": "sequences"}, "'token', 'sequence' or 'sequence_token'"),
+        ({"epsilon_low": 1.5}, "less than or equal to 1"),
+        ({"importance_cap": 0.0}, "greater than 0"),
+    ],
+)
+def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LossConfig(**settings)
