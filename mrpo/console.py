@@ -104,8 +104,9 @@ class Console:
             if key in metrics:
                 low, high = metrics[f"{key}_low"], metrics[f"{key}_high"]
                 parts.append(f"{label} {share_text(Interval(value=metrics[key], low=low, high=high, num=0))}")
-        if metrics["eval/judge_failed"]:
-            parts.append(f"{metrics['eval/judge_failed']:.0f} judgements failed")
+        for label, key in (("judgements", "eval/judge_failed"), ("answer judgements", "eval/answer_judge_failed")):
+            if metrics[key]:
+                parts.append(f"{metrics[key]:.0f} {label} failed")
         self._line(", ".join(parts), style="bold")
 
     def note(self, message: str) -> None:
@@ -217,6 +218,8 @@ def summary_table(before: EvalSummary | None, after: EvalSummary | None) -> Tabl
         if any(cell is not None for cell in cells):
             table.add_row(label, *(_cell(cell, is_share=is_share) for cell in cells))
     table.add_row("judgements failed", *(str(item.num_judge_failed) for item in summaries))
+    if any(item.num_answer_judge_failed for item in summaries):
+        table.add_row("answers not rated (judge failed)", *(str(item.num_answer_judge_failed) for item in summaries))
     table.add_row("truncated", *(str(item.num_truncated) for item in summaries))
     return table
 

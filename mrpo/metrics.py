@@ -129,8 +129,7 @@ def split_times(
         learn_s, sync_s, step_s: as measured by the controller.
     """
     rollout_end = max((row.rollout_ended_s for row in rows), default=started_s)
-    calls = [(row.judge_started_s, row.judge_ended_s) for row in rows]
-    judged = _union([(start, end) for start, end in calls if start is not None and end is not None])
+    judged = _union([(start, end) for start, _, end in _calls(rows)])
     open_s = sum(end - start for start, end in judged)
     hidden_s = sum(max(0.0, min(end, rollout_end) - max(start, started_s)) for start, end in judged)
     return StepTimes(
@@ -187,6 +186,7 @@ def evaluation_metrics(records: Sequence[EvalRecord]) -> dict[str, float]:
         "eval/correct": float(summary.num_correct),
         "eval/judged": float(summary.num_judged),
         "eval/judge_failed": float(summary.num_judge_failed),
+        "eval/answer_judge_failed": float(summary.num_answer_judge_failed),
         "eval/without_steps": float(summary.num_without_steps),
         "eval/truncated": float(summary.num_truncated),
     }
@@ -241,16 +241,16 @@ def judge_metrics(rows: Sequence[TraceRow]) -> dict[str, Metric]:
     """What was asked of the judge and how it answered; without a judge only that nothing was asked."""
     asked = [row for row in rows if row.judge_attempts is not None]
     answers = [row for row in rows if row.answer_judge_attempts is not None]
-    calls = [(row.judge_started_s, row.judge_ended_s) for row in asked]
-    waits = [end - start for start, end in calls if start is not None and end is not None]
+    sent = [(start, at, end) for start, at, end in _calls(rows) if at is not None]
     result: dict[str, Metric] = {
         "judge/asked": Sum(len(asked)),
         "judge/failure_share": Mean.of(row.judge_failure is not None for row in asked),
         "judge/requests": Sum(sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)),
         "judge/answers_asked": Sum(len(answers)),
         "judge/answer_failure_share": Mean.of(row.answer_judge_failure is not None for row in answers),
-        "judge/latency_s": Mean.of(waits),
-        "judge/latency_max_s": Max.of(waits),
+        "judge/queue_s": Mean.of(at - start for start, at, _ in sent),  # for a free slot and the rate limit
+        "judge/latency_s": Mean.of(end - at for _, at, end in sent),  # first request to ruling, retries included
+        "judge/latency_max_s": Max.of(end - at for _, at, end in sent),
     }
     for reason in FailureReason:
         count = sum((row.judge_failure == reason) + (row.answer_judge_failure == reason) for row in rows)
@@ -313,6 +313,13 @@ def policy_metrics(stats: LearnStats) -> dict[str, Metric]:
 
 def _prompt(row: TraceRow) -> str:
     return row.prompt_id
+
+
+def _calls(rows: Sequence[TraceRow]) -> list[tuple[float, float | None, float]]:
+    """Calls to the judge, about steps and answers: when handed over, first sent, and ended."""
+    times = [(row.judge_started_s, row.judge_sent_s, row.judge_ended_s) for row in rows]
+    times += [(row.answer_judge_started_s, row.answer_judge_sent_s, row.answer_judge_ended_s) for row in rows]
+    return [(start, sent, end) for start, sent, end in times if start is not None and end is not None]
 
 
 def _union(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -58,7 +58,11 @@ COLUMNS: dict[str, Any] = {
     "rollout_started_s": pa.float64(),
     "rollout_ended_s": pa.float64(),
     "judge_started_s": pa.float64(),
+    "judge_sent_s": pa.float64(),
     "judge_ended_s": pa.float64(),
+    "answer_judge_started_s": pa.float64(),
+    "answer_judge_sent_s": pa.float64(),
+    "answer_judge_ended_s": pa.float64(),
 }
 SCHEMA = pa.schema(list(COLUMNS.items()))
 

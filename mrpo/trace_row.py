@@ -57,8 +57,12 @@ class TraceRow:
     policy_version: int
     rollout_started_s: float
     rollout_ended_s: float
-    judge_started_s: float | None
+    judge_started_s: float | None  # handed over
+    judge_sent_s: float | None  # first HTTP request; None also where none was made or its time was lost
     judge_ended_s: float | None
+    answer_judge_started_s: float | None
+    answer_judge_sent_s: float | None
+    answer_judge_ended_s: float | None
 
     @property
     def valid(self) -> list[bool] | None:
@@ -145,5 +149,9 @@ def _common(
         "rollout_started_s": completion.started_s,
         "rollout_ended_s": completion.ended_s,
         "judge_started_s": judgement.started_s if judgement else None,
+        "judge_sent_s": judgement.sent_s if judgement else None,
         "judge_ended_s": judgement.ended_s if judgement else None,
+        "answer_judge_started_s": answer_judgement.started_s if answer_judgement else None,
+        "answer_judge_sent_s": answer_judgement.sent_s if answer_judgement else None,
+        "answer_judge_ended_s": answer_judgement.ended_s if answer_judgement else None,
     }

@@ -20,7 +20,8 @@ class EvalSummary:
     num_correct: int
     accuracy: Interval | None
     num_judged: int  # completions with verdicts
-    num_judge_failed: int
+    num_judge_failed: int  # no verdicts on their steps
+    num_answer_judge_failed: int  # no ruling on their answer; they stay in n and count as not correct
     num_without_steps: int  # completions with no reasoning step: there is nothing to judge
     num_truncated: int
     num_failing: int  # judged completions with at least one invalid step
@@ -58,6 +59,7 @@ def summarize(rows: Sequence[TraceRow]) -> EvalSummary:
         accuracy=wilson_interval(num_correct, len(rows)),
         num_judged=len(verdicts),
         num_judge_failed=sum(row.judge_failure is not None for row in rows),
+        num_answer_judge_failed=sum(row.answer_judge_failure is not None for row in rows),
         num_without_steps=sum(not row.steps for row in rows),
         num_truncated=sum(row.finish_reason == FinishReason.TRUNCATED for row in rows),
         num_failing=num_failing,

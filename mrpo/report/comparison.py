@@ -100,6 +100,9 @@ def comparison_table(shown: Mapping[str, EvalSummary]) -> list[TableRow]:
         ("Without steps", "nothing to judge", [item.num_without_steps for item in items]),
         ("Truncated", "cut by the token limit", [item.num_truncated for item in items]),
     ]
+    unrated = [item.num_answer_judge_failed for item in items]
+    if any(unrated):
+        numbers.insert(2, ("Answer not rated", "the judge failed; counted as not correct", unrated))
     rows = [
         TableRow(label=label, hint=hint, cells=[_share(cell) for cell in cells], is_main=number < 2)
         for number, (label, hint, cells) in enumerate(shares)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mrpo.choices import LEXICAL_NOTICE, JudgeKind
 from mrpo.report.charts import percent, significant
 from mrpo.report.load import RunData
 from mrpo.run_reading import RunStatus
@@ -76,7 +77,7 @@ def counts(run: RunData) -> list[tuple[str, str]]:
     completions, groups = run.total("rollout/completions"), run.total("groups/count")
     if not completions:
         return []
-    asked = run.total("judge/asked")
+    asked = run.total("judge/asked") + run.total("judge/answers_asked")
     names = {name for row in run.metrics.rows for name in row if name.startswith("judge/failures/")}
     failures = {name.removeprefix("judge/failures/"): run.total(name) for name in sorted(names)}
     failed = sum(failures.values())
@@ -109,6 +110,8 @@ def notices(run: RunData) -> list[str]:
         found.append("There is no evaluation before training, so there is nothing to compare with.")
     elif "after" not in run.evaluations:
         found.append("There is no evaluation after training: only the numbers before it are shown.")
+    if ("judge", JudgeKind.LEXICAL.value) in settings(run.config):
+        found.append(f"{LEXICAL_NOTICE}.")
     rows = [row for rows in run.evaluations.values() for row in rows]
     if rows and not any(row.judge_attempts is not None for row in rows):
         found.append("No judge ruled on the evaluated steps: there are answers to compare, but no failure cascades.")
@@ -117,6 +120,12 @@ def notices(run: RunData) -> list[str]:
         found.append(
             f"{reasons.total()} of {len(rows)} evaluated completions have no verdicts because the judge failed "
             f"({_listed(reasons)}); they count for accuracy only."
+        )
+    reasons = Counter(row.answer_judge_failure for row in rows if row.answer_judge_failure is not None)
+    if reasons:
+        found.append(
+            f"{reasons.total()} of {len(rows)} evaluated answers have no ruling because the judge failed "
+            f"({_listed(reasons)}); they stay in n and count as not correct."
         )
     if run.metrics.torn is not None:
         found.append("The last line of metrics.jsonl is half written and left out.")

@@ -200,6 +200,13 @@ def _ruling(row: TraceRow, index: int) -> str:
 
 
 def _note(row: TraceRow) -> str:
+    note = _note_on_steps(row)
+    if row.answer_judge_failure is not None:
+        note += f"; the answer is not rated: the judge failed ({row.answer_judge_failure})"
+    return note
+
+
+def _note_on_steps(row: TraceRow) -> str:
     if not row.steps:
         return "no reasoning steps found"
     if row.judge_failure is not None:

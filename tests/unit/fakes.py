@@ -19,10 +19,13 @@ from pathlib import Path
 
 from mrpo.eval.record import EvalRecord
 from mrpo.phantom.language import Belief, QuestionKind, rule_steps, write_answer, write_steps
+from mrpo.rewards.normalise import normalise_answer
 from mrpo.run_reading import BestStep
 from mrpo.scoring import ScoredTrace
 from mrpo.steps import extract_answer, offsets_from_pieces, split_steps, think_token_counts, token_spans
 from mrpo.types import (
+    AnswerJudgement,
+    AnswerRequest,
     Completion,
     Example,
     FailureReason,
@@ -150,25 +153,16 @@ class FakeJudge:
     latency_s: float = 0.0
     give_up_s: float = 0.0  # what a cancelled call still takes
     failing: Callable[[JudgeRequest], FailureReason | None] = lambda request: None
+    failing_answers: Callable[[AnswerRequest], FailureReason | None] = lambda request: None
     started: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[JudgeRequest] = field(default_factory=list)
+    answer_calls: list[AnswerRequest] = field(default_factory=list)
     in_flight: int = 0
     max_in_flight: int = 0
 
     async def judge(self, request: JudgeRequest) -> Judgement:
         self.calls.append(request)
-        self.diary.append(f"judging {request.key}")
-        self.started.set()
-        self.in_flight += 1
-        self.max_in_flight = max(self.max_in_flight, self.in_flight)
-        started_s = time.time()
-        try:
-            await asyncio.sleep(self.latency_s)
-        except asyncio.CancelledError:
-            await asyncio.sleep(self.give_up_s)
-            raise
-        finally:
-            self.in_flight -= 1
+        started_s = await self._ruling_on(request.key)
         reason = self.failing(request)
         return Judgement(
             key=request.key,
@@ -181,6 +175,36 @@ class FakeJudge:
             ended_s=time.time(),
             attempts=1,
         )
+
+    async def judge_answer(self, request: AnswerRequest) -> AnswerJudgement:
+        self.answer_calls.append(request)
+        started_s = await self._ruling_on(f"{request.key} answer")
+        reason = self.failing_answers(request)
+        return AnswerJudgement(
+            key=request.key,
+            outcome=JudgeFailure(reason=reason, detail="as told")
+            if reason
+            else normalise_answer(request.generated) == normalise_answer(request.answer),
+            started_s=started_s,
+            ended_s=time.time(),
+            attempts=1,
+        )
+
+    async def _ruling_on(self, what: str) -> float:
+        """Take a while; returns when it began."""
+        self.diary.append(f"judging {what}")
+        self.started.set()
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        started_s = time.time()
+        try:
+            await asyncio.sleep(self.latency_s)
+        except asyncio.CancelledError:
+            await asyncio.sleep(self.give_up_s)
+            raise
+        finally:
+            self.in_flight -= 1
+        return started_s
 
 
 @dataclass

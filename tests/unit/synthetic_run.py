@@ -95,6 +95,7 @@ def make_judgement(completion: Completion, outcome: list[bool] | FailureReason, 
         "key": completion.key,
         "outcome": ruling,
         "started_s": completion.ended_s,
+        "sent_s": completion.ended_s + 0.125,
         "ended_s": completion.ended_s + 0.5,
         "attempts": 1,
     }
