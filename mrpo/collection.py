@@ -92,8 +92,14 @@ class Collector:
         step_judge = self.judge if judge_steps else None
         if self.answer_kind != AnswerKind.JUDGE:
             return await _step_ruling(step_judge, completion, example), None
-        steps, answer = _step_ruling(step_judge, completion, example), _answer_ruling(self.judge, completion, example)
-        return await asyncio.gather(steps, answer)
+        steps = asyncio.create_task(_step_ruling(step_judge, completion, example))
+        answer = asyncio.create_task(_answer_ruling(self.judge, completion, example))
+        try:
+            return await asyncio.gather(steps, answer)
+        finally:
+            for call in (steps, answer):
+                call.cancel()  # an error of one ends the other
+            await asyncio.gather(steps, answer, return_exceptions=True)
 
     async def _answer_rewards(
         self, pairs: Sequence[tuple[Completion, Example]], rulings: Sequence[AnswerJudgement | None]
