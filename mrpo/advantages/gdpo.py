@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mrpo.advantages.groups import Mask, Matrix, Values, centre, grouped, like, over
+from mrpo.advantages.groups import Mask, Matrix, Values, centre, doubles, grouped, like, over
 from mrpo.advantages.grpo import grpo_advantages
 from mrpo.errors import UserError
 
@@ -29,15 +29,14 @@ def gdpo_advantages(
         UserError: shapes do not agree.
         NonFiniteError: a reward that counts is NaN or Inf.
     """
-    matrix = torch.as_tensor(components)
-    weight = torch.as_tensor(weights, dtype=torch.float64)
+    matrix, weight = doubles(components), doubles(weights)
     if matrix.ndim != 2 or weight.shape != matrix.shape[1:]:
         raise UserError(
             f"GDPO needs components [N, R] and weights [R], got {tuple(matrix.shape)} and {tuple(weight.shape)}"
         )
     total = torch.zeros(matrix.shape[0], dtype=torch.float64)
     for component, share in zip(matrix.unbind(dim=1), weight, strict=True):
-        total += share * grpo_advantages(component.double(), group_size, eps, valid)
+        total += share * grpo_advantages(component, group_size, eps, valid)
     _, counted = grouped(total, group_size, valid)
     centred, std = centre(total.unsqueeze(0), counted.reshape(1, -1))  # the batch as one group
     return like(components, over(centred, std + eps).flatten())

@@ -19,9 +19,16 @@ Matrix = Tensor | Sequence[Sequence[float]]
 Mask = Tensor | Sequence[bool]
 
 
+def doubles(values: Values | Matrix) -> Tensor:
+    """The values as float64 on the CPU; plain numbers are never read as float32 on the way."""
+    if isinstance(values, Tensor):
+        return values.detach().to(device="cpu", dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def grouped(rewards: Values, group_size: int, valid: Mask | None) -> tuple[Tensor, Tensor]:
     """Rewards [N/G, G] float64, and which of them count [N/G, G]: valid, in a group with at least two valid ones."""
-    flat = torch.as_tensor(rewards).detach().to(device="cpu", dtype=torch.float64)
+    flat = doubles(rewards)
     if flat.ndim != 1 or group_size < 1 or flat.numel() % group_size:
         raise UserError(f"rewards of shape {tuple(flat.shape)} do not make whole groups of group_size={group_size}")
     mask = torch.ones_like(flat, dtype=torch.bool) if valid is None else torch.as_tensor(valid).bool().cpu()

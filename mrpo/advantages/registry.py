@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from mrpo.advantages.credit import Credited, GroupShaping
 from mrpo.advantages.dr_grpo import dr_grpo_advantages
 from mrpo.advantages.gdpo import gdpo_advantages
-from mrpo.advantages.groups import Mask, Matrix, Values
+from mrpo.advantages.groups import Mask, Matrix, Values, doubles
 from mrpo.advantages.grpo import grpo_advantages
 from mrpo.advantages.process_supervision import process_supervision_advantages
 from mrpo.advantages.pure import pure_advantages
@@ -30,8 +29,7 @@ def _of_sum(function: Callable[[Tensor, int, float, Mask | None], Tensor]) -> Ad
     """Let a function of total rewards take components and weights."""
 
     def advantages(components: Matrix, weights: Values, group_size: int, eps: float, valid: Mask | None) -> Tensor:
-        total = torch.as_tensor(components, dtype=torch.float64) @ torch.as_tensor(weights, dtype=torch.float64)
-        return function(total, group_size, eps, valid)
+        return function(doubles(components) @ doubles(weights), group_size, eps, valid)
 
     return advantages
 
