@@ -12,7 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from mrpo.types import JudgeRequest
+from mrpo.types import AnswerRequest, JudgeRequest
+
+CORRECT = '{"Correct": 1}'  # the judge's text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +55,9 @@ def marks(*pairs: tuple[int, int]) -> str:
 
 
 def all_ones(received: Received) -> Answer:
-    """A ruling of 1/1 for each step asked about."""
+    """A ruling of 1/1 for each step asked about, or of 1 for the answer."""
     data = json.loads(json.loads(received.body)["messages"][1]["content"][0]["text"])
-    return reply(marks(*[(1, 1)] * len(data["steps"])))
+    return reply(CORRECT if "generated_answer" in data else marks(*[(1, 1)] * len(data["steps"])))
 
 
 def judge_request(image: str, steps: list[str] | None = None, key: str = "p#0") -> JudgeRequest:
@@ -68,6 +70,11 @@ def judge_request(image: str, steps: list[str] | None = None, key: str = "p#0") 
         rationale="A CT. The lesion is on the left.",
         steps=["A CT.", "The lesion is on the left."] if steps is None else steps,
     )
+
+
+def answer_request(image: str, generated: str = "left", key: str = "p#0") -> AnswerRequest:
+    """A request about this answer."""
+    return AnswerRequest(key=key, image=image, question="Which side?", answer="left", generated=generated)
 
 
 def closed_port() -> int:
