@@ -52,6 +52,8 @@ OPENERS = _words(
 )
 # Of these only a few open a sentence that is typed without its capital.
 LOWER_CASE_OPENERS = _words("the this these those there it")
+# In lower case these open no sentence: a dot before them ends an abbreviation.
+NEVER_FIRST = _words("and or of is are was were has have than by which")
 # A line that ends in one of these goes on in the next line.
 CONTINUING = _words(
     "the a an of in on at to with and or for by from is are was were be as than that which into within without between "

@@ -19,7 +19,7 @@ _CANDIDATE = re.compile(
     r"(?<=[.!?…])(?<![.!?…].)(?!(?<=\.)[a-z0-9])"
     r"[.!?…]*+(?: \.(?=\s|\Z))*+[\"'”’»)\]*_`]*+(?:[ \u00a0\u202f]»(?=\s|\Z))?+(?=\s|\Z|[A-Z][a-z\s])"
     r"|(?<=\n)\s*+"
-    rf"|(?<=[{_SPACELESS}])[{_SPACELESS}]*+[\"'”’»)\]」』）*_`]*+)"
+    rf"|(?<=[{_SPACELESS}])[{_SPACELESS}]*+[\"'”’»)\]」』）*_`]*+[{_SPACELESS}]*+)"
 )
 _FOLLOWING = re.compile(r"(\s*+)([\"'“‘«(\[*_`]*+)(\w*+)")
 _TERMINATORS = frozenset(".!?…")
@@ -58,7 +58,12 @@ def sentence_spans(text: str, start: int, end: int) -> list[tuple[int, int]]:
                 _append(fragments, text, begin, first)
                 begin = stop
             continue
-        if sign in _TERMINATORS and not _run_ends_sentence(text, begin, first, stop, end):
+        if sign in _TERMINATORS:
+            ends = _run_ends_sentence(text, begin, first, stop, end)
+        else:
+            # "（细菌性？），" asks in mid-sentence, unlike "（…。）"
+            ends = sign not in "？！" or text[stop - 1] not in "）」』" or stop == end or text[stop].isspace()
+        if not ends:
             rejected = stop
             continue
         _append(fragments, text, begin, stop)
@@ -142,7 +147,9 @@ def _dot_ends_sentence(
     if not continues or opener or not before:
         return True  # a sign or bracket, which `before` leaves out, is no abbreviation
     # A lower-case word after a dot: a decimal, a full word or an acronym ended a carelessly typed sentence; a short
-    # word is an abbreviation.
+    # word is an abbreviation, and so is what only goes on.
+    if word in words.NEVER_FIRST:
+        return False
     if before.isalpha():
         return (len(before) > 3 and _VOWEL.search(before) is not None) or (len(before) > 1 and before.isupper())
     return _BARE_NUMBER.fullmatch(before) is not None
