@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeJudge, phantom_example
+from synthetic_run import START_S, config_tree, make_record
 from test_controller import NO_STEPS, RIGHT, WRONG, G, World, make_world, with_config
 
 from mrpo.choices import AnswerKind, JudgeFailurePolicy
 from mrpo.config import AnswerConfig, Config, plain
+from mrpo.console import Console
 from mrpo.errors import DataError, JudgeUnavailableError
+from mrpo.eval.record import EvalRecord
+from mrpo.eval.summary import summarize
+from mrpo.metrics import evaluation_metrics, judge_metrics, reduce, split_times
+from mrpo.report.load import load_run
+from mrpo.report.render import render
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
+from mrpo.trace_row import row_of_evaluation
 from mrpo.train import _judge_requests
-from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason
+from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure
 
 NO_ANSWER = RIGHT.partition("<answer>")[0]
 EMPTY_ANSWER = f"{NO_ANSWER}<answer>  </answer>"
@@ -195,3 +204,58 @@ class Unreadable(FakeJudge):
     async def judge_answer(self, request: AnswerRequest) -> AnswerJudgement:
         await asyncio.sleep(0)
         raise DataError("no such image")
+
+
+def unrated(number: int) -> EvalRecord:
+    """An evaluated question whose steps were ruled on and whose answer was not."""
+    record = make_record(number, [True, True], correct=False)
+    failure = JudgeFailure(reason=FailureReason.BAD_JSON, detail="made up")
+    judgement = AnswerJudgement(key=record.completion.key, outcome=failure, started_s=1.0, ended_s=2.0, attempts=1)
+    return replace(record, answer_judgement=judgement)
+
+
+def test_people_are_told_of_answers_that_were_not_rated(tmp_path: Path) -> None:
+    records = [make_record(1, [True], correct=True), unrated(2)]
+    run = RunFolder.create(tmp_path, "demo", config_tree())
+    run.write_evaluation("before", records)
+    html = render(load_run(run.path))
+    notice = "1 of 2 evaluated answers have no ruling because the judge failed (bad_json 1); they stay in n and count"
+    assert notice in html
+    assert "Answer not rated" in html
+    file = io.StringIO()
+    with Console(1, file=file) as console:
+        console.evaluation("before", 0, evaluation_metrics(records))
+        console.finish({"before": summarize([row_of_evaluation(item) for item in records])}, report=None, wall_s=1.0)
+    assert "accuracy 50.0%" in file.getvalue()
+    assert "1 answer judgements failed" in file.getvalue()
+    assert "answers not rated (judge failed)" in file.getvalue()
+
+
+def test_where_all_answers_were_rated_nothing_is_said(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "demo", config_tree())
+    run.write_evaluation("before", [make_record(1, [True], correct=True)])
+    html = render(load_run(run.path))
+    assert "no ruling" not in html and "not rated" not in html and "knows no medicine" not in html
+
+
+def test_the_report_says_that_the_lexical_judge_is_weak(tmp_path: Path) -> None:
+    tree = config_tree()
+    tree["judge"]["kind"] = "lexical"
+    run = RunFolder.create(tmp_path, "demo", tree)
+    run.write_evaluation("before", [make_record(1, [True], correct=True)])
+    assert "knows no medicine" in render(load_run(run.path))
+
+
+def test_time_spent_on_answers_is_judging_time() -> None:
+    """Generation ends at 2 s; the steps are ruled on by then + 0.5 s, the answer from 2 s to 6 s, sent at 3 s."""
+    record = make_record(1, [True], correct=True)
+    ended_s = record.completion.ended_s
+    judgement = AnswerJudgement(
+        key="k", outcome=True, started_s=ended_s, sent_s=ended_s + 1.0, ended_s=ended_s + 4.0, attempts=1
+    )
+    row = row_of_evaluation(replace(record, answer_judgement=judgement))
+    assert split_times([row], started_s=START_S, learn_s=0.0, sync_s=0.0, step_s=9.0).judge_s == 4.0
+    metrics = reduce(judge_metrics([row]))
+    assert metrics["judge/queue_s"] == (0.125 + 1.0) / 2
+    assert metrics["judge/latency_s"] == (0.375 + 3.0) / 2
+    assert metrics["judge/latency_max_s"] == 3.0
