@@ -11,7 +11,7 @@ EXP ?=
 ARGS ?=
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: help setup train report test test-all test-gpu check format bench clean
+.PHONY: help setup train ablation report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ $(INSTALLED): requirements/$(DEVICE).txt pyproject.toml
 
 train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="learner.lr=1e-5 seed=1"
 	@$(BIN)/python -m mrpo.train $(if $(EXP),experiment=$(EXP)) $(ARGS)
+
+ablation: setup ## train the variants of a study and tabulate them; ARGS="study=smoke" (conf/ablation, docs/ablation.md)
+	@$(BIN)/python -m mrpo.ablation $(ARGS)
+
+data: setup ## prepare a data set; ARGS="data.set=vqa_rad data.source=<folder> data.out=<new folder>" (docs/data.md)
+	@$(BIN)/python -m mrpo.data prepare $(ARGS)
 
 report: setup ## write report.html of a run again; ARGS=run=runs/phantom/<time>
 	@$(BIN)/python -m mrpo.report $(ARGS)

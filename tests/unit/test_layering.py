@@ -11,11 +11,12 @@ import pytest
 import mrpo
 
 ROOTS = {"mrpo.train", "mrpo.parts", "mrpo.compose"}  # composition roots and what only they use
+ROOT_PACKAGES = ("mrpo.ablation",)  # expands Hydra's sweeps
 HEAVY = ("ray", "vllm", "deepspeed", "httpx", "hydra", "wandb", "judge", "rollout", "learner")
 CORE = sorted(
     name
     for _, name, _ in pkgutil.walk_packages(mrpo.__path__, "mrpo.")
-    if name not in ROOTS and not name.endswith("__main__")
+    if name not in ROOTS and not name.startswith(ROOT_PACKAGES) and not name.endswith("__main__")
 )
 
 
