@@ -15,6 +15,7 @@ from mrpo.eval.cascade import Stage, failure_stage
 from mrpo.eval.intervals import Interval
 from mrpo.eval.record import EvalRecord
 from mrpo.eval.summary import summarize
+from mrpo.rewards.repetition import repeated_ngram_share, repeated_step_share
 from mrpo.trace_row import TraceRow, row_of_evaluation, row_of_trace
 from mrpo.types import FailureReason, FinishReason, LearnStats
 
@@ -229,8 +230,11 @@ def completion_metrics(rows: Sequence[TraceRow]) -> dict[str, Metric]:
         "completion/truncated": Sum(sum(truncated)),
         "completion/truncated_share": Mean.of(truncated),
         "completion/answered_share": Mean.of(row.answer is not None for row in rows),
+        "completion/repetition": Mean.of(_observed(repeated_ngram_share(row.text) for row in rows)),
+        "answer/words": Mean.of(len(row.answer.split()) for row in rows if row.answer is not None),
         "steps/count": Mean.of(len(row.steps) for row in rows),
         "steps/none_share": Mean.of(not row.steps for row in rows),
+        "steps/repeated_share": Mean.of(_observed(repeated_step_share(row.steps) for row in rows)),
         "steps/token_coverage": Mean(
             float(sum(row.num_step_tokens for row in rows)), float(sum(row.num_think_tokens for row in rows))
         ),
@@ -309,6 +313,10 @@ def policy_metrics(stats: LearnStats) -> dict[str, Metric]:
         "policy/micro_batches": Sum(stats.num_micro_batches),
         **{f"policy/{name}": Mean.of([value]) for name, value in stats.extra.items()},
     }
+
+
+def _observed(values: Iterable[float | None]) -> Iterable[float]:
+    return (value for value in values if value is not None)
 
 
 def _prompt(row: TraceRow) -> str:

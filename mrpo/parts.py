@@ -10,23 +10,27 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from mrpo.cache import cached_folder
 from mrpo.checkpoint_source import model_type_of
 from mrpo.choices import LEXICAL_NOTICE, JudgeKind
-from mrpo.config import Config, JudgeConfig
+from mrpo.config import BertScoreConfig, Config, JudgeConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
+from mrpo.errors import MRPOError
 from mrpo.families import family_of
 from mrpo.phantom.warm_start import ToyPolicy, demonstrations_of, prepare_toy_policy
 from mrpo.preflight import check_gpus
+from mrpo.protocols import AnswerScorer
+from mrpo.rewards.bertscore import BertScoreEncoder
+from mrpo.rewards.scorer import Pair, Similarity, build_answer_scorer, needs_encoder
 
 if TYPE_CHECKING:
     from judge.pool import RayJudgePool
@@ -37,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 256 * 2**20  # completions and advantages are small; weights travel outside Ray
 STRAY_GRACE_S = 3.0
+ENCODER_RETRIES = 2  # calls that a restarted encoder is asked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,7 @@ class Parts:
     rollout: VllmRolloutPool
     judge: RayJudgePool | None
     learner: DeepSpeedLearner
+    answers: AnswerScorer
 
 
 @asynccontextmanager
@@ -55,6 +61,7 @@ async def running_parts(
     console: Console,
     *,
     model_folder: Path | None,
+    similarity: Similarity | None,
     judge_requests_spent: int,
     log_dir: Path,
     after_ray: Callable[[], None],
@@ -66,6 +73,7 @@ async def running_parts(
         dataset: its `warm` scans make the demonstrations of a toy's warm start.
         console: told what starts.
         model_folder: the policy's checkpoint; None for a toy.
+        similarity: the encoder that compares answers, where it runs in this process.
         judge_requests_spent: HTTP requests of the run's earlier part.
         log_dir: existing folder for the engines' output.
         after_ray: called once Ray is up (it replaces signal handlers).
@@ -80,6 +88,10 @@ async def running_parts(
             _start_ray(config)
             stack.callback(_stop_ray)
             after_ray()
+        if similarity is None and needs_encoder(config.reward):
+            with console.stage("BERTScore encoder"):
+                similarity = await remote_similarity(config.reward.answer.bertscore)
+        answers = build_answer_scorer(config.reward, similarity)
         toy = prepare_toy_policy(config, dataset.warm) if model_folder is None else None
         policy = toy.folder if toy is not None else model_folder
         assert policy is not None
@@ -92,7 +104,7 @@ async def running_parts(
         except BaseExceptionGroup as errors:
             # The first failure ended the others; it is the one that tells the user what to do.
             raise errors.exceptions[0] from None
-        parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result())
+        parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result(), answers=answers)
         await parts.learner.connect(
             parts.rollout.handles,
             transfer=config.cluster.weight_transfer,
@@ -122,6 +134,44 @@ def _stop_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+async def remote_similarity(config: BertScoreConfig) -> Similarity:
+    """The encoder in a Ray actor, loaded there; whoever asks for the same one in this job shares it.
+
+    Raises:
+        ConfigError: it cannot be loaded on the actor's node.
+    """
+    import ray
+
+    name = f"bertscore/{config.model}/{config.num_layers}/{config.batch_size}"
+    actor = (
+        ray.remote(BertScoreEncoder)
+        # Like a judge actor it must find a place where engines and learner hold every core.
+        .options(name=name, get_if_exists=True, num_cpus=0, max_restarts=-1, max_task_retries=ENCODER_RETRIES)
+        .remote(config)
+    )
+
+    async def similarity(pairs: Sequence[Pair]) -> list[float]:
+        scores: list[float] = await _answer_of(actor.f1.remote(list(pairs)))
+        return scores
+
+    await _answer_of(actor.load.remote())
+    return similarity
+
+
+async def _answer_of(call: Awaitable[Any]) -> Any:
+    """What an actor returns, or raises, without Ray's wrapper around errors of ours."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        return await call
+    except RayTaskError as error:
+        if isinstance(error.cause, MRPOError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise MRPOError(f"the BERTScore actor was lost and did not come back: {error}") from None
 
 
 async def _start_judge(

@@ -19,7 +19,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from mrpo.checkpoint_source import local_checkpoint
-from mrpo.choices import Device
+from mrpo.choices import Device, EncoderPlacement
 from mrpo.collection import Collector
 from mrpo.compose import compose_config, resume_config
 from mrpo.config import Config, plain
@@ -30,9 +30,9 @@ from mrpo.errors import ConfigError, MRPOError, UserError
 from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.parts import Parts, running_parts
 from mrpo.preflight import check_local_gpus, check_memory
-from mrpo.protocols import AnswerScorer
 from mrpo.report.render import write_report
-from mrpo.rewards.answer import LocalScorer, build_answer_reward
+from mrpo.rewards.bertscore import check_encoder
+from mrpo.rewards.scorer import Similarity, local_similarity, needs_encoder
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder, check_writable, find_resumable
 from mrpo.run_reading import Checkpoint, RunStatus
@@ -54,13 +54,13 @@ def main(arguments: Sequence[str]) -> int:
         check_local_gpus(config)
         _check_judge(config)
         model_folder = None if config.model.path is None else local_checkpoint(config.model)
-        answers = LocalScorer(build_answer_reward(config.reward))
+        similarity = _similarity(config)
         dataset = load_dataset(config)
         with Console(config.num_steps) as console:
             _route_logs(console)
             for row in dataset.bad_rows:
                 console.note(f"dropped: {row}")
-            return asyncio.run(_Run(config, dataset, answers, model_folder, console, started).execute())
+            return asyncio.run(_Run(config, dataset, similarity, model_folder, console, started).execute())
     except UserError as error:
         _say_error(error)
         return 2
@@ -103,6 +103,15 @@ def _check_judge(config: Config) -> None:
     check_judge(config.judge)
 
 
+def _similarity(config: Config) -> Similarity | None:
+    """The encoder of answers where it belongs in this process; one for an actor of this machine is only looked up."""
+    bertscore = config.reward.answer.bertscore
+    on_this_machine = config.cluster.address is None
+    if needs_encoder(config.reward) and bertscore.placement == EncoderPlacement.ACTOR and on_this_machine:
+        check_encoder(bertscore)
+    return local_similarity(config.reward)
+
+
 def _route_logs(console: Console) -> None:
     """Warnings of every library and our own notes go above the live display; chatter stays out."""
     logging.basicConfig(level=logging.WARNING, handlers=[console.log_handler()], format="%(message)s", force=True)
@@ -117,14 +126,14 @@ class _Run:
         self,
         config: Config,
         dataset: Dataset,
-        answers: AnswerScorer,
+        similarity: Similarity | None,
         model_folder: Path | None,
         console: Console,
         started: float,
     ) -> None:
         self.config = config
         self.dataset = dataset
-        self.answers = answers
+        self.similarity = similarity
         self.model_folder = model_folder
         self.console = console
         self.started = started
@@ -170,6 +179,7 @@ class _Run:
                 self.dataset,
                 self.console,
                 model_folder=self.model_folder,
+                similarity=self.similarity,
                 judge_requests_spent=_judge_requests(run),
                 log_dir=log_dir,
                 after_ray=self._catch_signals,
@@ -210,7 +220,7 @@ class _Run:
             collector=Collector(
                 rollout=parts.rollout,
                 judge=parts.judge,
-                answers=self.answers,
+                answers=parts.answers,
                 answer_kind=config.reward.answer.kind,
             ),
             learner=parts.learner,

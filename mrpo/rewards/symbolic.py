@@ -33,7 +33,7 @@ _COMMANDS = frozenset(
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*|[µ°]")
-_CODE = re.compile(r"[^\W\d_]-?\d|\d[^\W\d_]\d")  # T2, L4-5: names, not quantities
+_CODE = re.compile(r"[^\W\d_]-?\d|\d[^\W\d_]\d|\d(?:st|nd|rd|th)\b")  # T2, L4-5, 2nd: names, not quantities
 _COSTLY = re.compile(r"!|\^\s*\{?\s*(?:\d{3,}|[^\d\s{-])|\^[^+\s]*\^|\*\*|\d{16,}")
 _LISTED = re.compile(r"[;,:]\s|\d\s+\d|\d\s*[-–]\s*\d|±")  # several quantities, or a range
 

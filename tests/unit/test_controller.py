@@ -28,7 +28,7 @@ from mrpo.config import (
 from mrpo.controller import Controller, Recorder, StopRequested
 from mrpo.errors import EngineError, JudgeUnavailableError, NonFiniteError, ParityError, WeightSyncError
 from mrpo.phantom.language import QuestionKind, write_completion
-from mrpo.rewards.answer import LocalScorer, build_answer_reward
+from mrpo.rewards.scorer import build_answer_scorer
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import BestStep, list_checkpoints, list_evaluations, read_metrics
@@ -108,7 +108,7 @@ def make_world(
         collector=Collector(
             rollout=rollout,
             judge=judge,
-            answers=LocalScorer(build_answer_reward(config.reward)),
+            answers=build_answer_scorer(config.reward, None),
             answer_kind=config.reward.answer.kind,
         ),
         learner=learner,

@@ -11,7 +11,17 @@ from mrpo.choices import JudgeFailurePolicy
 from mrpo.config import AlgorithmConfig, RewardConfig
 from mrpo.eval.intervals import mcnemar_p, mean_interval, wilson_interval
 from mrpo.eval.summary import compare, summarize
-from mrpo.metrics import Max, Mean, Sum, evaluation_metrics, merge, reduce, split_times, step_metrics
+from mrpo.metrics import (
+    Max,
+    Mean,
+    Sum,
+    completion_metrics,
+    evaluation_metrics,
+    merge,
+    reduce,
+    split_times,
+    step_metrics,
+)
 from mrpo.scoring import ScoredTrace, Trace, score_group_batch
 from mrpo.trace_row import TraceRow, row_of_evaluation
 from mrpo.types import Example, FailureReason, FinishReason, LearnStats
@@ -158,6 +168,23 @@ def row(rollout_end: float, judge: tuple[float, float] | None) -> TraceRow:
     started_s, ended_s = START_S + judge[0], START_S + judge[1]
     ruling = make_judgement(record.completion, [True], started_s=started_s, ended_s=ended_s)
     return row_of_evaluation(replace(record, judgement=ruling))
+
+
+def test_repetition_and_length_by_hand() -> None:
+    one, two, three = (row(2.0, None) for _ in range(3))
+    one = replace(
+        one, text="so so so so so so", steps=["It is left.", "it is left", "So be it."], answer="left upper lung"
+    )
+    two = replace(two, text="a b c d e", steps=["It is left."], answer="")
+    three = replace(three, text="too short", steps=[], answer=None)
+    found = reduce(completion_metrics([one, two, three]))
+    assert found["completion/repetition"] == pytest.approx((2 / 3 + 0) / 2)  # three fours, all equal; the last has none
+    assert found["steps/repeated_share"] == pytest.approx((1 / 3 + 0) / 2)
+    assert found["answer/words"] == pytest.approx((3 + 0) / 2)
+    assert (
+        not {"completion/repetition", "steps/repeated_share", "answer/words"}
+        & reduce(completion_metrics([three])).keys()
+    )
 
 
 def test_judging_beside_generation_is_told_from_judging_after_it() -> None:
