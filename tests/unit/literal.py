@@ -163,8 +163,9 @@ def min_form_credit(group: Sequence[Judged], process_weight: float, temperature:
         own = token_returns[i]
         others = [value for j, values in enumerate(token_returns) if j != i for value in values or ()]
         if own is not None and others:
+            baseline = mean(others)
             for token, value in enumerate(own):
-                row[token] += process_weight * (value - mean(others))
+                row[token] += process_weight * (value - baseline)
         result.append(row)
     return result
 
@@ -173,6 +174,7 @@ def process_supervision(group: Sequence[Judged], process_weight: float, eps: flo
     """DeepSeekMath §4.1.3: A + w · the sum of the normalised rewards of the steps that end at or after the token."""
     rewards = [float(verdict) for item in group if item.verdicts is not None for verdict in item.verdicts]
     constant = len(rewards) < 2 or all(reward == rewards[0] for reward in rewards)
+    centre, scale = (0.0, 1.0) if constant else (mean(rewards), unbiased_std(rewards) + eps)
     result = []
     for item in group:
         row = []
@@ -181,7 +183,7 @@ def process_supervision(group: Sequence[Judged], process_weight: float, eps: flo
             if item.verdicts is not None and not constant:
                 for (_, stop), verdict in zip(item.spans, item.verdicts, strict=True):
                     if stop - 1 >= token:
-                        value += process_weight * (float(verdict) - mean(rewards)) / (unbiased_std(rewards) + eps)
+                        value += process_weight * (float(verdict) - centre) / scale
             row.append(value)
         result.append(row)
     return result
