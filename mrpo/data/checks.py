@@ -39,19 +39,26 @@ class RowChecks:
         logger.warning("dropped: %s", message)
 
     def text(self, value: object) -> str:
-        """A text field as clean text; numbers are written out ("2"), anything else is empty."""
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            return ""
-        if isinstance(value, float) and not math.isfinite(value):
-            return ""  # a missing value, as pandas writes it
-        text = " ".join(str(value).split())
-        return text if _is_unicode(text) else ""
+        """As `clean_text`."""
+        return clean_text(value)
 
     def image_fault(self, path: Path) -> str | None:
         """Why an image cannot be used; None when it can. Each file is opened once."""
         if path not in self._readable:
             self._readable[path] = _open_fault(path)
         return self._readable[path]
+
+
+def clean_text(value: object) -> str:
+    """A text field as clean text; numbers are written out ("2"), anything else is empty."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""  # a missing value, as pandas writes it
+    if isinstance(value, int) and abs(value) >= 10**300:
+        return ""  # no answer to a question, and beyond what Python turns into text
+    text = " ".join(str(value).split())
+    return text if _is_unicode(text) else ""
 
 
 def _is_unicode(text: str) -> bool:

@@ -15,6 +15,7 @@ class Layout(StrEnum):
     VQA_RAD = "vqa_rad"
     SLAKE = "slake"
     PARQUET = "parquet"  # columns image, question, answer
+    PARQUET_TEST = "parquet_test"  # the same, all of it test questions
     PMC_VQA = "pmc_vqa"
     VQA_MED = "vqa_med"
     MIMIC_CXR_VQA = "mimic_cxr_vqa"
@@ -38,9 +39,9 @@ class OsfSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UrlSource:
-    """Files by their addresses."""
+    """Files of GitHub repositories."""
 
-    urls: tuple[str, ...]
+    paths: tuple[str, ...]  # below https://github.com
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +114,11 @@ SETS = {
             open_rule=OpenRule.ALL,
             source="https://github.com/abachaa/VQA-Med-2021 (Task1-VQA-2021-TestSet-w-GroundTruth.zip)",
             download=UrlSource(
-                urls=(
-                    "https://github.com/abachaa/VQA-Med-2021/raw/HEAD/Task1-VQA-2021-TestSet-w-GroundTruth.zip",
-                    "https://github.com/abachaa/VQA-Med-2021/raw/HEAD/EvaluationCode/data/resources/"
+                paths=(
+                    "abachaa/VQA-Med-2021/raw/HEAD/Task1-VQA-2021-TestSet-w-GroundTruth.zip",
+                    "abachaa/VQA-Med-2021/raw/HEAD/EvaluationCode/data/resources/"
                     "Task1-VQAnswering2021-Test-ReferenceQuestions_mscoco_format_vqa.json",
-                    "https://github.com/abachaa/VQA-Med-2021/raw/HEAD/EvaluationCode/data/resources/"
+                    "abachaa/VQA-Med-2021/raw/HEAD/EvaluationCode/data/resources/"
                     "Task1-VQAnswering2021-Test-ReferenceAnswers-4Evaluator.txt",
                 )
             ),
@@ -125,7 +126,7 @@ SETS = {
         SetSpec(
             name="quilt_vqa",
             title="Quilt-VQA",
-            loader=Layout.PARQUET,
+            loader=Layout.PARQUET_TEST,
             license="CC-BY-NC-ND-3.0, gated, no redistribution",
             external_judge_allowed=False,
             open_rule=OpenRule.OPEN,
@@ -135,7 +136,7 @@ SETS = {
         SetSpec(
             name="radimagenet_vqa",
             title="RadImageNet-VQA",
-            loader=Layout.PARQUET,
+            loader=Layout.PARQUET_TEST,
             license="Apache-2.0; the images under the terms of RadImageNet",
             external_judge_allowed=True,
             open_rule=OpenRule.OPEN,

@@ -18,7 +18,7 @@ class PrepareConfig:
     set: str  # a name of mrpo/data/sets.py
     out: str  # new folder for the prepared set; an earlier prepared set there is replaced
     source: str | None = None  # folder with the set as distributed; null: download it
-    rationales: str | None = None  # folder with MedThink's files; null: no rationales
+    rationales: str | None = None  # folder with MedThink's files, or "download"; null: no rationales
     require_rationale: bool = True  # with rationales, training keeps only questions that have one
     open_rule: OpenRule | None = None  # which questions are kept; null: the set's own rule
     languages: tuple[str, ...] = ("en",)  # of sets that mark their questions' language

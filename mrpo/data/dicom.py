@@ -1,0 +1,115 @@
+"""DICOM files as 8-bit PNG: windowed as the file asks for, with none of its tags."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+
+from mrpo.errors import DataError
+
+PREFIX = slice(128, 132)  # where a DICOM file says what it is
+MAGIC = b"DICM"
+IDENTIFIERS = ("PatientName", "PatientBirthDate", "OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers")
+
+# What reading a damaged or unusual file raises, beside the library's own error.
+DICOM_FAULTS = (
+    InvalidDicomError,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,  # no decoder for the transfer syntax
+    AttributeError,  # a tag that must be there is missing
+    KeyError,
+    TypeError,
+    IndexError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+)
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether these bytes are a DICOM file."""
+    return data[PREFIX] == MAGIC
+
+
+def png_of(data: bytes, label: str, *, max_pixels: int, allow_identifiers: bool) -> bytes | str:
+    """A PNG of the one frame, 8 bits a channel, or what is wrong with the file.
+
+    Rescale slope and intercept, then the first VOI LUT or window, then inversion for MONOCHROME1 (DICOM PS3.3 C.11).
+    Without a window the frame's own range is used.
+
+    Raises:
+        DataError: the file names the patient and `allow_identifiers` is false; names file and tag, never the value.
+    """
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        named = identifiers_in(dataset)
+    except DICOM_FAULTS as error:
+        return f"is DICOM that cannot be read ({_first_line(error)})"
+    if named and not allow_identifiers:
+        raise DataError(
+            f"{label}: DICOM tag {named[0]} is not empty, so it may identify a patient; de-identify the files, or "
+            "set data.allow_identifiers=true if that is settled (no tag is ever copied)"
+        )
+    try:
+        num_frames = int(dataset.get("NumberOfFrames") or 1)
+        num_pixels = int(dataset.Rows) * int(dataset.Columns)
+        if num_frames != 1:
+            return f"is DICOM with {num_frames} frames; export the one that is asked about"
+        if num_pixels > max_pixels:
+            return f"has {num_pixels} pixels, more than data.max_pixels={max_pixels}"
+        out = io.BytesIO()
+        Image.fromarray(eight_bits(dataset)).save(out, "PNG")
+    except DICOM_FAULTS as error:
+        return f"is DICOM that cannot be read ({_first_line(error)})"
+    return out.getvalue()
+
+
+def identifiers_in(dataset: Dataset) -> list[str]:
+    """The tags that may tell who the patient is; `BurnedInAnnotation` says that the pixels do."""
+    named = [tag for tag in IDENTIFIERS if str(dataset.get(tag) or "").strip(" ^=")]
+    burned_in = str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
+    return named + (["BurnedInAnnotation"] if burned_in else [])
+
+
+def eight_bits(dataset: Dataset) -> npt.NDArray[np.uint8]:
+    """The frame as [rows, columns] or [rows, columns, 3] uint8."""
+    pixels = pixel_array(dataset)
+    kind = str(dataset.PhotometricInterpretation)
+    if kind == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
+    if pixels.ndim == 3:
+        return _scaled(pixels, 0.0, float(2 ** int(dataset.BitsStored) - 1))
+    values = np.asarray(apply_modality_lut(pixels, dataset))
+    if dataset.get("VOILUTSequence"):
+        table = dataset.VOILUTSequence[0]
+        low, high = 0.0, float(2 ** int(table.LUTDescriptor[2]) - 1)
+        values = apply_voi_lut(values, dataset, prefer_lut=True)
+    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        # What the window makes of a value far below and far above it is the range that it maps to.
+        far = np.array([[-1e12, 1e12]])
+        low, high = (float(edge) for edge in apply_voi_lut(far, dataset, prefer_lut=False)[0])
+        values = apply_voi_lut(values, dataset, prefer_lut=False)
+    else:
+        low, high = float(values.min()), float(values.max())
+    scaled = _scaled(values, low, high)
+    return 255 - scaled if kind == "MONOCHROME1" else scaled
+
+
+def _scaled(values: npt.NDArray[np.generic], low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Values from `low` … `high` as 0 … 255; a flat image is black."""
+    shares = (values.astype(np.float64) - low) / (high - low) if high > low else np.zeros(values.shape)
+    return np.round(np.clip(shares, 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

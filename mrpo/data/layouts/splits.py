@@ -1,0 +1,32 @@
+"""Which split a file belongs to, by the words of its name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from mrpo.data.source import SourceFile
+
+SPLITS = ("train", "validation", "test")
+_WORDS = {
+    "train": "train",
+    "trainset": "train",
+    "training": "train",
+    "val": "validation",
+    "valset": "validation",
+    "valid": "validation",
+    "validate": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testset": "test",
+}
+
+
+def split_of(file: SourceFile) -> str | None:
+    """The split a file's name, or else a folder it lies in, speaks of; None when none does."""
+    for part in reversed(PurePosixPath(file.path).parts):
+        for word in re.findall("[a-z]+", part.lower()):
+            if word in _WORDS:
+                return _WORDS[word]
+    return None

@@ -1,0 +1,177 @@
+"""The folder with a set as distributed, and the zip archives in it, as one tree of files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from mrpo.data.archive import ARCHIVE_FAULTS, open_archive
+from mrpo.errors import DataError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+HEAD_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file of the tree."""
+
+    path: str  # relative to the source folder; a member counts as lying beside its archive
+    file: Path  # on disk: the file, or the archive
+    member: str | None = None  # name inside the archive
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def label(self) -> str:
+        """How messages name it: relative to the source folder."""
+        return self.path if self.member is None else f"{self.path} (in {self.file.name})"
+
+
+class SourceTree:
+    """All files under a folder, found by name. Use as a context manager: it holds archives open."""
+
+    def __init__(self, root: Path) -> None:
+        """List the folder.
+
+        Raises:
+            DataError: a zip archive in it is damaged or unsafe.
+        """
+        self.root = root
+        self._archives: dict[Path, zipfile.ZipFile] = {}
+        self._by_name: dict[str, list[SourceFile]] = {}
+        self.opened: set[Path] = set()  # files on disk that were read, archives included
+        try:
+            for file in self._walk():
+                self._by_name.setdefault(file.name, []).append(file)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> SourceTree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the archives."""
+        for archive in self._archives.values():
+            archive.close()
+
+    def _walk(self) -> Iterator[SourceFile]:
+        for folder, folders, names in os.walk(self.root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                if name.startswith("."):
+                    continue
+                file = Path(folder, name)
+                path = file.relative_to(self.root)
+                yield SourceFile(path=path.as_posix(), file=file)
+                if file.suffix.lower() == ".zip":
+                    refuse_stand_ins(file.read_bytes()[:HEAD_BYTES] if file.stat().st_size < 4096 else b"", file)
+                    archive, infos = open_archive(file)
+                    self._archives[file] = archive
+                    for info in infos:
+                        member = (path.parent / info.filename).as_posix()
+                        yield SourceFile(path=member, file=file, member=info.filename)
+
+    def files(self) -> Iterable[SourceFile]:
+        """Every file, in a fixed order."""
+        return sorted((file for files in self._by_name.values() for file in files), key=lambda file: file.path)
+
+    def matching(self, path: str) -> list[SourceFile]:
+        """The files whose path ends in this path, whole parts compared."""
+        parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", ".")]
+        if not parts or ".." in parts:
+            return []
+        return [
+            file
+            for file in self._by_name.get(parts[-1], [])
+            if list(PurePosixPath(file.path).parts[-len(parts) :]) == parts
+        ]
+
+    def first(self, *paths: str) -> SourceFile | None:
+        """The file of the first of these paths that is there.
+
+        Raises:
+            DataError: two files of that path lie equally deep, so that it is unclear which is meant.
+        """
+        for path in paths:
+            found = sorted(self.matching(path), key=_depth)
+            if len(found) > 1 and _depth(found[0]) == _depth(found[1]):
+                raise DataError(
+                    f"{self.root} holds {found[0].label} and {found[1].label}; leave only the one that is meant"
+                )
+            if found:
+                return found[0]
+        return None
+
+    @contextmanager
+    def open(self, file: SourceFile) -> Iterator[IO[bytes]]:
+        """A file for reading from its start, archive member or not.
+
+        Raises:
+            DataError: it cannot be read, or is a stand-in for the real file.
+        """
+        self.opened.add(file.file)
+        try:
+            stream: IO[bytes] = (
+                file.file.open("rb") if file.member is None else self._archives[file.file].open(file.member)
+            )
+            with stream:
+                refuse_stand_ins(stream.read(HEAD_BYTES), self.root / file.label)
+                stream.seek(0)
+                yield stream
+        except DataError:
+            raise
+        except ARCHIVE_FAULTS as error:
+            raise DataError(f"{self.root / file.label} cannot be read ({error}); get it again") from None
+
+    def read(self, file: SourceFile, *, max_bytes: int) -> bytes:
+        """A whole file.
+
+        Raises:
+            DataError: it cannot be read, is larger than `max_bytes`, or is a stand-in for the real file.
+        """
+        with self.open(file) as stream:
+            data = stream.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise DataError(f"{self.root / file.label} is larger than {max_bytes} bytes")
+        return data
+
+
+def sha256_of(file: Path) -> str:
+    """The digest of a file on disk."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def refuse_stand_ins(head: bytes, file: Path) -> None:
+    """Recognise what lies in a file's place when it was not really downloaded.
+
+    Raises:
+        DataError: a Git LFS pointer, or a web page.
+    """
+    if head.startswith(LFS_POINTER):
+        raise DataError(
+            f"{file} is a Git LFS pointer (first line {LFS_POINTER.decode()!r}), not the file itself; "
+            "run `git lfs install && git lfs pull` in the clone, or download the file from the repository's web page"
+        )
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise DataError(
+            f"{file} is a web page, not the file itself; log in where the set is published and get it again"
+        )
+
+
+def _depth(file: SourceFile) -> int:
+    return len(PurePosixPath(file.path).parts)
