@@ -168,6 +168,13 @@ class BestMetric(StrEnum):
     VALID_SHARE = "valid_share"  # of the judged steps; the higher the better
 
 
+class CheckpointChoice(StrEnum):
+    """Which checkpoint of a run."""
+
+    LATEST = "latest"
+    BEST = "best"
+
+
 class WandbMode(StrEnum):
     """Whether and where Weights & Biases logs."""
 

@@ -19,6 +19,7 @@ from mrpo.choices import (
     Aggregation,
     AnswerKind,
     BestMetric,
+    CheckpointChoice,
     DataKind,
     Device,
     Dtype,
@@ -249,6 +250,7 @@ class JudgeConfig:
     url: str | None = None  # base URL of an OpenAI-compatible endpoint, ending in /v1
     model: str | None = None
     api_key_env: str = "MRPO_JUDGE_API_KEY"  # environment variable that holds the key; never the key itself
+    on_premises: bool = False  # the endpoint is yours: data that must not leave the house may be sent to it
     num_actors: PositiveInt = 1
     concurrency: PositiveInt = 64  # calls in flight, over all actors
     requests_per_minute: PositiveInt | None = None  # over all actors; null: no limit
@@ -301,6 +303,20 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
+class BenchmarkConfig:
+    """What `make eval` measures: one model on prepared sets, or what it generated elsewhere."""
+
+    model: str | None = None  # a run folder, a Hugging Face folder or a hub id
+    checkpoint: CheckpointChoice = CheckpointChoice.LATEST  # of a run folder
+    generations: str | None = None  # JSON, JSONL or Parquet of outputs; no model is loaded then
+    sets: tuple[str, ...] = ()  # prepared by `make data`
+    root: str = "data"  # folder that holds a folder of each set
+    out: str | None = None  # folder of results; null: one under runs_dir, named after model and settings
+    num_questions: PositiveInt | None = None  # of each set, the first; null: all
+    chunk_size: PositiveInt = 64  # questions between two writes: what a kill can cost
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
 class CheckpointConfig:
     """What to keep to resume from."""
 
@@ -338,6 +354,7 @@ class Config:
     cluster: ClusterConfig = ClusterConfig()
     parity: ParityConfig = ParityConfig()
     eval: EvalConfig = EvalConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
 

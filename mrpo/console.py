@@ -72,6 +72,12 @@ class Console:
         """A handler whose records appear above the live display instead of tearing it."""
         return RichHandler(console=self._rich, show_path=False, markup=False, rich_tracebacks=False)
 
+    def route_logs(self) -> None:
+        """Warnings of every library and our own notes go above the live display; chatter stays out."""
+        logging.basicConfig(level=logging.WARNING, handlers=[self.log_handler()], format="%(message)s", force=True)
+        logging.captureWarnings(True)
+        logging.getLogger("mrpo.controller").setLevel(logging.INFO)  # the parity gate's result
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show that something slow goes on, and how long it took; stages may run beside each other."""

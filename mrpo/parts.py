@@ -20,7 +20,7 @@ import psutil
 
 from mrpo.cache import cached_folder
 from mrpo.checkpoint_source import model_type_of
-from mrpo.choices import LEXICAL_NOTICE, JudgeKind
+from mrpo.choices import LEXICAL_NOTICE, EncoderPlacement, JudgeKind
 from mrpo.config import BertScoreConfig, Config, JudgeConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
@@ -29,8 +29,8 @@ from mrpo.families import family_of
 from mrpo.phantom.warm_start import ToyPolicy, demonstrations_of, prepare_toy_policy
 from mrpo.preflight import check_gpus
 from mrpo.protocols import AnswerScorer
-from mrpo.rewards.bertscore import BertScoreEncoder
-from mrpo.rewards.scorer import Pair, Similarity, build_answer_scorer, needs_encoder
+from mrpo.rewards.bertscore import BertScoreEncoder, check_encoder
+from mrpo.rewards.scorer import Pair, Similarity, build_answer_scorer, local_similarity, needs_encoder
 
 if TYPE_CHECKING:
     from judge.pool import RayJudgePool
@@ -83,15 +83,7 @@ async def running_parts(
         UserError: what a part has to say about its configuration.
     """
     async with AsyncExitStack() as stack:
-        stack.callback(end_stray_processes, spare=[child.pid for child in psutil.Process().children(recursive=True)])
-        with console.stage("Ray"):
-            _start_ray(config)
-            stack.callback(_stop_ray)
-            after_ray()
-        if similarity is None and needs_encoder(config.reward):
-            with console.stage("BERTScore encoder"):
-                similarity = await remote_similarity(config.reward.answer.bertscore)
-        answers = build_answer_scorer(config.reward, similarity)
+        answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray)
         toy = prepare_toy_policy(config, dataset.warm) if model_folder is None else None
         policy = toy.folder if toy is not None else model_folder
         assert policy is not None
@@ -111,6 +103,68 @@ async def running_parts(
             ranks_per_engine=config.rollout.tensor_parallel,
         )
         yield parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationParts:
+    """What an evaluation asks."""
+
+    rollout: VllmRolloutPool | None  # None: outputs were generated elsewhere
+    judge: RayJudgePool | None
+    answers: AnswerScorer
+
+
+@asynccontextmanager
+async def running_evaluation_parts(
+    config: Config,
+    console: Console,
+    *,
+    model_folder: Path | None,
+    similarity: Similarity | None,
+    judge_requests_spent: int,
+    log_dir: Path,
+    after_ray: Callable[[], None],
+) -> AsyncIterator[EvaluationParts]:
+    """Start engines and judge without a learner; end them on leaving. Arguments and errors as `running_parts`.
+
+    Args:
+        model_folder: the checkpoint; None: no engine is needed.
+    """
+    async with AsyncExitStack() as stack:
+        answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray)
+        rollout: asyncio.Task[VllmRolloutPool] | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
+                if model_folder is not None:
+                    model_type = model_type_of(model_folder)
+                    starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir)
+                    rollout = group.create_task(starting)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        yield EvaluationParts(
+            rollout=rollout.result() if rollout is not None else None, judge=judge.result(), answers=answers
+        )
+
+
+async def _start_common(
+    config: Config,
+    console: Console,
+    stack: AsyncExitStack,
+    *,
+    similarity: Similarity | None,
+    after_ray: Callable[[], None],
+) -> AnswerScorer:
+    """Ray, and what scores answers."""
+    stack.callback(end_stray_processes, spare=[child.pid for child in psutil.Process().children(recursive=True)])
+    with console.stage("Ray"):
+        _start_ray(config)
+        stack.callback(_stop_ray)
+        after_ray()
+    if similarity is None and needs_encoder(config.reward):
+        with console.stage("BERTScore encoder"):
+            similarity = await remote_similarity(config.reward.answer.bertscore)
+    return build_answer_scorer(config.reward, similarity)
 
 
 def _start_ray(config: Config) -> None:
@@ -134,6 +188,31 @@ def _stop_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+def check_judge_endpoint(config: Config) -> None:
+    """Whether there is a judge to call; asked before anything expensive.
+
+    Raises:
+        ConfigError: its settings are wrong.
+        JudgeUnavailableError: it does not answer.
+    """
+    from judge.check import check_judge
+
+    check_judge(config.judge)
+
+
+def answer_similarity(config: Config) -> Similarity | None:
+    """The encoder of answers where it belongs in this process; one for an actor of this machine is only looked up.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    bertscore = config.reward.answer.bertscore
+    on_this_machine = config.cluster.address is None
+    if needs_encoder(config.reward) and bertscore.placement == EncoderPlacement.ACTOR and on_this_machine:
+        check_encoder(bertscore)
+    return local_similarity(config.reward)
 
 
 async def remote_similarity(config: BertScoreConfig) -> Similarity:

@@ -15,65 +15,53 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console as RichConsole
-from rich.text import Text
-
 from mrpo.checkpoint_source import local_checkpoint
-from mrpo.choices import Device, EncoderPlacement
+from mrpo.choices import Device
 from mrpo.collection import Collector
+from mrpo.command_line import INTERRUPTED, exit_code, quiet_libraries
 from mrpo.compose import compose_config, resume_config
 from mrpo.config import Config, plain
 from mrpo.console import Console
 from mrpo.controller import Controller, StopRequested
 from mrpo.data.load import Dataset, load_dataset
-from mrpo.errors import ConfigError, MRPOError, UserError
+from mrpo.errors import ConfigError, MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
-from mrpo.parts import Parts, running_parts
+from mrpo.judge_permission import require_judge_allowed
+from mrpo.parts import Parts, answer_similarity, check_judge_endpoint, running_parts
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.report.render import write_report
-from mrpo.rewards.bertscore import check_encoder
-from mrpo.rewards.scorer import Similarity, local_similarity, needs_encoder
+from mrpo.rewards.scorer import Similarity
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder, check_writable, find_resumable
 from mrpo.run_reading import Checkpoint, RunStatus
 from mrpo.tracking import Tracker, make_tracker
 
 logger = logging.getLogger(__name__)
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one training; returns the exit code."""
+    return exit_code(lambda: _train(arguments))
+
+
+def _train(arguments: Sequence[str]) -> int:
     started = time.time()
-    try:
-        config = configure(arguments)
-        if config.cluster.device == Device.CPU:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches, and says so on the console
-        check_writable(config.runs_dir)
-        check_memory(config)
-        check_local_gpus(config)
-        _check_judge(config)
-        model_folder = None if config.model.path is None else local_checkpoint(config.model)
-        similarity = _similarity(config)
-        dataset = load_dataset(config)
-        with Console(config.num_steps) as console:
-            _route_logs(console)
-            for row in dataset.bad_rows:
-                console.note(f"dropped: {row}")
-            return asyncio.run(_Run(config, dataset, similarity, model_folder, console, started).execute())
-    except UserError as error:
-        _say_error(error)
-        return 2
-    except MRPOError as error:
-        _say_error(error)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-
-
-def _say_error(error: MRPOError) -> None:
-    message = Text.assemble(("error: ", "bold red"), str(error))
-    RichConsole(stderr=True, highlight=False).print(message, soft_wrap=True)
+    config = configure(arguments)
+    if config.cluster.device == Device.CPU:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches, and says so on the console
+    check_writable(config.runs_dir)
+    check_memory(config)
+    check_local_gpus(config)
+    check_judge_endpoint(config)
+    model_folder = None if config.model.path is None else local_checkpoint(config.model)
+    similarity = answer_similarity(config)
+    dataset = load_dataset(config)
+    require_judge_allowed((example.dataset for example in (*dataset.train, *dataset.test)), config.judge)
+    with Console(config.num_steps) as console:
+        console.route_logs()
+        for row in dataset.bad_rows:
+            console.note(f"dropped: {row}")
+        return asyncio.run(_Run(config, dataset, similarity, model_folder, console, started).execute())
 
 
 def configure(arguments: Sequence[str]) -> Config:
@@ -95,28 +83,6 @@ def configure(arguments: Sequence[str]) -> Config:
             )
     assert run is not None
     return resume_config(run, [item for item in arguments if not item.startswith("experiment=")])
-
-
-def _check_judge(config: Config) -> None:
-    from judge.check import check_judge
-
-    check_judge(config.judge)
-
-
-def _similarity(config: Config) -> Similarity | None:
-    """The encoder of answers where it belongs in this process; one for an actor of this machine is only looked up."""
-    bertscore = config.reward.answer.bertscore
-    on_this_machine = config.cluster.address is None
-    if needs_encoder(config.reward) and bertscore.placement == EncoderPlacement.ACTOR and on_this_machine:
-        check_encoder(bertscore)
-    return local_similarity(config.reward)
-
-
-def _route_logs(console: Console) -> None:
-    """Warnings of every library and our own notes go above the live display; chatter stays out."""
-    logging.basicConfig(level=logging.WARNING, handlers=[console.log_handler()], format="%(message)s", force=True)
-    logging.captureWarnings(True)
-    logging.getLogger("mrpo.controller").setLevel(logging.INFO)  # the parity gate's result
 
 
 class _Run:
@@ -267,14 +233,6 @@ def _judge_requests(run: RunFolder) -> int:
     return sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)
 
 
-def _quiet_libraries() -> None:
-    """Settings that libraries read from the environment when they are imported, here and in every actor."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's warning about a future default
-
-
 if __name__ == "__main__":
-    _quiet_libraries()
+    quiet_libraries()
     sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""Outputs that were generated elsewhere, in the place of a model: a `mrpo.protocols.RolloutPool` that reads them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mrpo.data.checks import clean_text
+from mrpo.errors import ConfigError, DataError
+from mrpo.families import FAMILIES
+from mrpo.steps import segment
+from mrpo.types import Completion, Example, FinishReason, RolloutRequest, ScoreSample
+
+SETTING = "benchmark.generations"
+# What others call the fields, our own names first.
+OUTPUT_FIELDS = ("text", "output", "prediction", "pred", "response", "model_output", "generated_text", "completion")
+ID_FIELDS = ("prompt_id", "id", "question_id", "qid")
+QUESTION_FIELDS = ("question", "problem", "prompt")
+IMAGE_FIELDS = ("image", "image_path", "image_name", "img_name")
+LIST_FIELDS = ("results", "data", "predictions")  # of an object that wraps the rows
+
+
+def read_generations(file: Path, questions: Mapping[str, Example]) -> dict[str, str]:
+    """Outputs by question id.
+
+    A row belongs to the question with its id or, where it has none that is known, to the one with its question and
+    the base name of its image.
+
+    Args:
+        file: JSON (a list of objects, or an object around one), JSONL or Parquet.
+        questions: by id.
+
+    Raises:
+        ConfigError: the file is missing.
+        DataError: it cannot be read, a row has no output, a question has two outputs, or none.
+    """
+    by_content: dict[tuple[str, str], list[str]] = {}
+    for key, example in questions.items():
+        by_content.setdefault((_plain(example.question), Path(example.image).name), []).append(key)
+    outputs: dict[str, str] = {}
+    for number, row in enumerate(_rows(file), start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, row {number}: expected an object, got {type(row).__name__}")
+        output = _first(row, OUTPUT_FIELDS)
+        if not isinstance(output, str):
+            raise DataError(f"{file}, row {number}: no output; expected text in one of {', '.join(OUTPUT_FIELDS)}")
+        for key in _questions_of(row, questions, by_content):
+            if outputs.setdefault(key, output) != output:
+                raise DataError(f"{file}, row {number}: a second output for question {key}")
+    missing = [key for key in questions if key not in outputs]
+    if missing:
+        raise DataError(
+            f"{file} has no output for {len(missing)} of {len(questions)} questions, the first is {missing[0]}; rows "
+            f"are matched by {' / '.join(ID_FIELDS)}, or by question and image"
+        )
+    return outputs
+
+
+def _questions_of(
+    row: Mapping[str, Any], questions: Mapping[str, Example], by_content: Mapping[tuple[str, str], list[str]]
+) -> list[str]:
+    """The questions a row answers; none for a row about something else."""
+    key = _first(row, ID_FIELDS)
+    if isinstance(key, str | int) and str(key) in questions:
+        return [str(key)]
+    question, image = _first(row, QUESTION_FIELDS), _first(row, IMAGE_FIELDS)
+    if not isinstance(question, str) or not isinstance(image, str):
+        return []
+    return by_content.get((_plain(question.replace("<image>", "")), Path(image).name), [])
+
+
+def _plain(question: str) -> str:
+    return clean_text(question).casefold()
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _rows(file: Path) -> list[Any]:
+    try:
+        if file.suffix == ".parquet":
+            return list(pq.read_table(file).to_pylist())
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        tree = json.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{SETTING}={file}: no such file; expected JSON, JSONL or Parquet") from None
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read as {file.suffix or 'JSON'}: {error}") from None
+    if isinstance(tree, dict):
+        tree = next((tree[name] for name in LIST_FIELDS if isinstance(tree.get(name), list)), list(tree.values()))
+    if not isinstance(tree, list):
+        raise DataError(f"{file}: expected a list of objects, got {type(tree).__name__}")
+    return list(tree)
+
+
+class GeneratedElsewhere:
+    """A `mrpo.protocols.RolloutPool` whose completions are there already. They have text and no tokens."""
+
+    def __init__(self, outputs: Mapping[str, str], *, step_strategy: str) -> None:
+        """`outputs`: by question id."""
+        self._outputs = outputs
+        self._step_strategy = step_strategy
+
+    async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Completion]:
+        """The output of every request, in order."""
+        for request in requests:
+            yield completion_of(request, self._outputs[request.prompt_id], step_strategy=self._step_strategy)
+
+    async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        """Not to be had: there is no model."""
+        raise NotImplementedError("outputs generated elsewhere have no log-probs")
+
+    async def set_policy_version(self, version: int) -> None:
+        """Nothing to stamp: there is one version, 0."""
+
+
+def completion_of(request: RolloutRequest, text: str, *, step_strategy: str) -> Completion:
+    """A text as a completion; where it has neither a think block nor an answer tag, all of it is the answer."""
+    tags = {family.think_tag for family in FAMILIES.values()}
+    think_tag = next((tag for tag in sorted(tags) if f"<{tag}>" in text.lower()), "think")
+    found = segment(text, (), think_tag=think_tag, strategy=step_strategy)
+    untagged = found.answer is None and f"<{think_tag}>" not in text.lower() and "<answer>" not in text.lower()
+    now = time.time()
+    return Completion(
+        prompt_id=request.prompt_id,
+        sample_index=request.sample_index,
+        prompt_token_ids=[],
+        completion_token_ids=[],
+        rollout_logprobs=[],
+        text=text,
+        steps=found.steps,
+        spans=found.spans,
+        answer=text.strip() if untagged else found.answer,
+        think_tokens=0,
+        step_tokens=0,
+        finish_reason=FinishReason.STOP,
+        policy_version=0,
+        started_s=now,
+        ended_s=now,
+    )
