@@ -69,6 +69,7 @@ def _run(plan: Plan, folder: Path, trainer: Trainer, watcher: StudyWatcher) -> S
     watcher.begin(plan, statuses.count(VariantStatus.FINISHED))
     failed: list[Record] = []
     is_interrupted = False
+    rows = None
     for number, (item, status) in enumerate(zip(folders, statuses, strict=True)):
         if status == VariantStatus.FINISHED:
             continue
@@ -81,7 +82,9 @@ def _run(plan: Plan, folder: Path, trainer: Trainer, watcher: StudyWatcher) -> S
         if record.status == VariantStatus.INTERRUPTED:
             is_interrupted = True
             break
-    return StudyOutcome(rows=_write(plan, folder), failed=failed, is_interrupted=is_interrupted)
+    if rows is None:  # nothing was left to train: the files may still be of an older version
+        rows = _write(plan, folder)
+    return StudyOutcome(rows=rows, failed=failed, is_interrupted=is_interrupted)
 
 
 def _write(plan: Plan, folder: Path) -> list[ResultRow]:

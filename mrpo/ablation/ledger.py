@@ -99,7 +99,8 @@ class VariantFolder:
         self._write(replace(record, status=VariantStatus.RUNNING, error=None, attempts=record.attempts + 1))
         if run is not None and list_checkpoints(run):
             return [f"resume={quoted(str(run))}"]
-        return [*self.variant.overrides, f"runs_dir={quoted(str(self.path))}"]
+        own = [line for line in self.variant.overrides if not line.startswith("runs_dir=")]
+        return [*own, f"runs_dir={quoted(str(self.path))}"]
 
     def end(self, outcome: Outcome) -> Record:
         """Note how the attempt ended."""

@@ -15,8 +15,8 @@ from mrpo.ablation.results import Aggregate, ResultRow, aggregate
 from mrpo.atomic import write_with
 
 PANELS = (("accuracy", "Answer accuracy"), ("early", "Early failures, of all judged"))
-WIDTH, ROW_HEIGHT, FRAME_HEIGHT = 10.0, 0.34, 1.7  # inches
-SEED_SPREAD = 0.44  # rows that the points of one variant take
+WIDTH, ROW_HEIGHT, FRAME_HEIGHT = 10.0, 0.36, 1.8  # inches
+SEED_SPREAD = 0.6  # rows that the points of one variant take
 INK, SOFT, RULE, POINT, DEFAULT = "#1d2430", "#5d6675", "#dfe2e6", "#1f5fbf", "#c2610a"
 STYLE = {
     "svg.hashsalt": "mrpo",  # the same numbers give the same file
@@ -49,17 +49,18 @@ def draw(rows: Sequence[ResultRow]) -> Figure:
     """Two panels side by side, variants as lines, grouped by axis."""
     lines = _lines(rows)
     figure = Figure(figsize=(WIDTH, FRAME_HEIGHT + ROW_HEIGHT * len(lines)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.06)
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for panel, (measure, title) in zip(panels, PANELS, strict=True):
         _draw_panel(panel, lines, measure, title)
     _name_lines(panels[0], lines)
     study = rows[0].study if rows else ""
     seeds = len({row.seed for row in rows})
-    figure.suptitle(f"Ablation study “{study}”", x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.suptitle(f"Ablation study “{study}”", x=0.02, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel(
         f"Held-out questions. Dot: one seed after training, with its 95 % interval; bar: mean over {seeds} "
         f"seed{'s' if seeds != 1 else ''}; ring: before training.\nOrange: the default, its mean as a dashed line.",
-        x=0.01,
+        x=0.02,
         ha="left",
         fontsize=8.5,
         color=SOFT,
@@ -98,7 +99,7 @@ def _draw_panel(panel: Any, lines: Sequence[_Line], measure: str, title: str) ->
         _draw_seeds(panel, line, place, measure, colour)
         spread = line.item.spreads[f"{measure}_after"]
         if spread is not None:
-            half = SEED_SPREAD / 2 + 0.1
+            half = SEED_SPREAD / 2 + 0.06
             panel.plot([spread.mean] * 2, [place - half, place + half], color=colour, linewidth=2.6, zorder=4)
     defaults = {line.item.spreads[f"{measure}_after"] for line in lines if line.item and line.item.is_default}
     for spread in defaults:
