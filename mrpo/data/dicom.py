@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
+import warnings
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
 from mrpo.errors import DataError
@@ -19,9 +21,15 @@ PREFIX = slice(128, 132)  # where a DICOM file says what it is
 MAGIC = b"DICM"
 IDENTIFIERS = ("PatientName", "PatientBirthDate", "OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers")
 
+# pydicom quotes values in warnings and messages, and a value may be a name: nothing it says of one is passed on.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+TELLABLE = (InvalidDicomError, AttributeError, NotImplementedError, RuntimeError)  # speak of files, tags and decoders
+
 # What reading a damaged or unusual file raises, beside the library's own error.
 DICOM_FAULTS = (
     InvalidDicomError,
+    BytesLengthException,
     OSError,
     EOFError,
     ValueError,
@@ -50,27 +58,32 @@ def png_of(data: bytes, label: str, *, max_pixels: int, allow_identifiers: bool)
     Raises:
         DataError: the file names the patient and `allow_identifiers` is false; names file and tag, never the value.
     """
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        named = identifiers_in(dataset)
-    except DICOM_FAULTS as error:
-        return f"is DICOM that cannot be read ({_first_line(error)})"
-    if named and not allow_identifiers:
-        raise DataError(
-            f"{label}: DICOM tag {named[0]} is not empty, so it may identify a patient; de-identify the files, or "
-            "set data.allow_identifiers=true if that is settled (no tag is ever copied)"
-        )
-    try:
-        num_frames = int(dataset.get("NumberOfFrames") or 1)
-        num_pixels = int(dataset.Rows) * int(dataset.Columns)
-        if num_frames != 1:
-            return f"is DICOM with {num_frames} frames; export the one that is asked about"
-        if num_pixels > max_pixels:
-            return f"has {num_pixels} pixels, more than data.max_pixels={max_pixels}"
-        out = io.BytesIO()
-        Image.fromarray(eight_bits(dataset)).save(out, "PNG")
-    except DICOM_FAULTS as error:
-        return f"is DICOM that cannot be read ({_first_line(error)})"
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            dataset = pydicom.dcmread(io.BytesIO(data))
+            named = identifiers_in(dataset)
+        except DICOM_FAULTS as error:
+            return _unreadable(error)
+        if named and not allow_identifiers:
+            raise DataError(
+                f"{label}: DICOM tag {named[0]} is not empty, so it may identify a patient; de-identify the files, or "
+                "set data.allow_identifiers=true if that is settled (no tag is ever copied)"
+            )
+        try:
+            return _png(dataset, max_pixels)
+        except DICOM_FAULTS as error:
+            return _unreadable(error)
+
+
+def _png(dataset: Dataset, max_pixels: int) -> bytes | str:
+    num_frames = int(dataset.get("NumberOfFrames") or 1)
+    num_pixels = int(dataset.Rows) * int(dataset.Columns)
+    if num_frames != 1:
+        return f"is DICOM with {num_frames} frames; export the one that is asked about"
+    if num_pixels > max_pixels:
+        return f"has {num_pixels} pixels, more than data.max_pixels={max_pixels}"
+    out = io.BytesIO()
+    Image.fromarray(eight_bits(dataset)).save(out, "PNG")
     return out.getvalue()
 
 
@@ -111,5 +124,6 @@ def _scaled(values: npt.NDArray[np.generic], low: float, high: float) -> npt.NDA
     return np.round(np.clip(shares, 0.0, 1.0) * 255).astype(np.uint8)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _unreadable(error: BaseException) -> str:
+    said = str(error).strip().split("\n")[0] if isinstance(error, TELLABLE) else ""
+    return f"is DICOM that cannot be read ({type(error).__name__}{': ' if said else ''}{said})"

@@ -10,38 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from prepared_sets import noise, rows_of, run
 
 from mrpo.choices import DataKind, OpenRule
 from mrpo.config import Config, DataConfig, ModelConfig, RolloutConfig
 from mrpo.data.load import load_dataset
-from mrpo.data.prepare import Prepared, prepare
-from mrpo.data.sets import SetSpec
-from mrpo.data.settings import PrepareConfig
 from mrpo.errors import ConfigError, DataError, UserError
 from tests.locations import vqa_rad_folder
-
-
-class NoDownloads:
-    """A given folder is never fetched."""
-
-    def fetch_set(self, spec: SetSpec) -> Path:
-        raise AssertionError(spec.name)
-
-    fetch_rationales = fetch_set
-
-
-def run(source: Path, out: Path, name: str = "vqa_rad", **settings: Any) -> Prepared:
-    return prepare(PrepareConfig(set=name, source=str(source), out=str(out), **settings), downloads=NoDownloads())
-
-
-def rows_of(out: Path, split: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
-
-
-def noise(seed: int, side: int = 48) -> Image.Image:
-    """A picture unlike that of any other seed."""
-    small = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
