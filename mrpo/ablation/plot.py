@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mrpo.ablation.results import Aggregate, ResultRow, aggregate
 from mrpo.atomic import write_with
@@ -48,8 +49,8 @@ def write_plot(folder: Path, rows: Sequence[ResultRow]) -> None:
 def draw(rows: Sequence[ResultRow]) -> Figure:
     """Two panels side by side, variants as lines, grouped by axis."""
     lines = _lines(rows)
-    figure = Figure(figsize=(WIDTH, FRAME_HEIGHT + ROW_HEIGHT * len(lines)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.06)
+    size = (WIDTH, FRAME_HEIGHT + ROW_HEIGHT * len(lines))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.06))
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for panel, (measure, title) in zip(panels, PANELS, strict=True):
         _draw_panel(panel, lines, measure, title)
