@@ -13,7 +13,7 @@ from mrpo.ablation.results import ResultRow
 from mrpo.run_reading import RunStatus, read_config, read_metrics, read_state
 from tests.locations import REPOSITORY
 
-TIMEOUT_S = 900.0
+TIMEOUT_S = 1800.0
 
 
 def run_smoke(folder: Path) -> str:
