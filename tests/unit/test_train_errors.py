@@ -86,6 +86,13 @@ def test_unreachable_judge(capfd: pytest.CaptureFixture[str], tmp_path: Path) ->
     expect_error(capfd, [*arguments, f"data.root={root}", f"runs_dir={tmp_path}"], url, "judge.url")
 
 
+@pytest.mark.parametrize("placement", ["in_process", "actor"])
+def test_missing_encoder_of_answers(placement: str, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["reward.answer.kind=mixed", f"reward.answer.bertscore.model={tmp_path}/no_encoder"]
+    arguments += [f"reward.answer.bertscore.placement={placement}", f"runs_dir={tmp_path}"]
+    expect_error(capfd, arguments, "reward.answer.bertscore.model=", "no_encoder", "its folder")
+
+
 def test_not_enough_memory(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["cluster.min_free_memory_gib=100000", f"runs_dir={tmp_path}"]
     expect_error(capfd, arguments, "GiB of memory", "cluster.min_free_memory_gib")
