@@ -1,0 +1,57 @@
+"""One model's evaluation: its rows, and what has to be known to read them. Made by the command, read by the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mrpo.errors import DataError
+from mrpo.trace_row import TraceRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationFacts:
+    """What was measured, and how."""
+
+    model: str  # as it is called in tables
+    seed: int  # of the evaluation; resampling goes by it too
+    judge: str | None  # the judge's model; None: none was asked
+    step_rubric: str | None  # version
+    answer_rubric: str | None  # version; None: answers were not rated by the judge
+    open_rules: Mapping[str, str]  # set: which of its questions count as open-ended
+    command: str  # that makes these numbers again
+    notices: tuple[str, ...] = ()  # what a reader must know first, such as a judge that is a stand-in
+    settings: Mapping[str, str] = field(default_factory=dict)  # more to show, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A model on the questions of one set or more."""
+
+    facts: EvaluationFacts
+    rows: Sequence[TraceRow]  # one a question
+
+
+def require_comparable(evaluations: Sequence[Evaluation]) -> None:
+    """Check that the evaluations can stand in one table.
+
+    Raises:
+        DataError: there is none, one has no row or a question twice, or two go by the same name.
+    """
+    if not evaluations:
+        raise DataError("no evaluation to report on; name at least one folder that make eval wrote")
+    names = [evaluation.facts.model for evaluation in evaluations]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"two evaluations are named {twice!r}; give each model a name of its own")
+    for evaluation in evaluations:
+        if not evaluation.rows:
+            raise DataError(f"the evaluation of {evaluation.facts.model!r} holds no question; run make eval again")
+        seen: set[str] = set()
+        for row in evaluation.rows:
+            if row.prompt_id in seen:
+                raise DataError(
+                    f"the evaluation of {evaluation.facts.model!r} holds question {row.prompt_id} twice; "
+                    "expected one row a question"
+                )
+            seen.add(row.prompt_id)
