@@ -103,6 +103,18 @@ def to_score(samples: Sequence[TrainSample]) -> list[ScoreSample]:
     ]
 
 
+def first_moments(rank: Any) -> Any:
+    """All of AdamW's first moments, flat. After one step from zero they are 0.1 times the clipped gradient."""
+    import torch
+
+    return torch.cat([rank.optimizer.moment(parameter, "exp_avg").flatten() for parameter in rank.model.parameters()])
+
+
+def relative_difference(found: Any, expected: Any) -> float:
+    """‖found − expected‖ / ‖expected‖."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
 @functools.cache
 def device() -> Any:
     """Join a process group of one rank; once a process, because DeepSpeed keeps groups it made in the first."""
