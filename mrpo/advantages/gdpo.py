@@ -39,4 +39,6 @@ def gdpo_advantages(
         total += share * grpo_advantages(component, group_size, eps, valid)
     _, counted = grouped(total, group_size, valid)
     centred, std = centre(total.unsqueeze(0), counted.reshape(1, -1))  # the batch as one group
+    # Each group sums to 0, so the batch's mean is 0 but for rounding, which must not reach a group without variance.
+    centred = torch.where(total == 0, 0.0, centred)
     return like(components, over(centred, std + eps).flatten())

@@ -24,7 +24,7 @@ def process_supervision_advantages(
     after it: Â_{i,t} = Σ_{index(j) ≥ t} r̃_i^{index(j)}. A step's reward is 1 where it is valid, else 0.
 
     Our definition: the paper has no reward of the answer here; A, the group advantage of the other rewards, is added
-    to every token, and tokens after the last step have A alone. The deviation is unbiased, like that of `grpo`.
+    to every token, and tokens after the last step have A alone. Deviation and eps are those of `grpo`.
 
     Args:
         group: [G] completions of one prompt; those without verdicts keep A and are in no mean.

@@ -40,13 +40,14 @@ def pure_advantages(
 ) -> list[list[float]]:
     """A + w · (G_t − b): the min-form return of the token less what tokens of the other completions return on average.
 
-    Source: PURE, arXiv 2504.15275, and its published code: RLOO over the verifiable reward plus the min-form returns
-    less a baseline of the mean return per token of the other completions, b_i = Σ_{l≠i} Σ_t G_{l,t} / Σ_{l≠i} T_l.
-    Its reward model gives p(right) − p(wrong) ∈ [−1, 1]; a verdict is that at its extremes: valid 1, invalid −1.
-    A, the group advantage of the other rewards, is PURE's first term under `advantage=rloo`.
+    Source: PURE, arXiv 2504.15275 (CJReinforce/PURE): min-form returns of a process reward, less a baseline over the
+    other completions of the group, beside RLOO of the verifiable reward, which A is under `advantage=rloo`. Its reward
+    model gives p(right) − p(wrong) ∈ [−1, 1]; a verdict is that at its extremes: valid 1, invalid −1.
 
-    Our definition: a token between steps has the return of the next step; tokens after the last step return 0 and get
-    no baseline, since no step follows them; T_l counts the tokens up to the last step.
+    Our definition: b_i = Σ_{l≠i} Σ_t G_{l,t} / Σ_{l≠i} T_l, over the tokens up to the last step. (The published verl
+    code divides by the padded length, whitens, and takes its strict minimum over tokens with zeros between the steps;
+    the OpenRLHF one subtracts a reward per token step by step.) A token between steps has the return of the next
+    step; tokens after the last step have no return and no baseline, since no step follows them.
 
     Args:
         group: [G] completions of one prompt; those without verdicts keep A and are in no baseline.
@@ -54,7 +55,7 @@ def pure_advantages(
         temperature: see `pure_returns`.
 
     Returns:
-        [G][T]; with fewer than two judged completions there is no baseline, and every token keeps A.
+        [G][T]; where no other completion has a judged step there is no baseline, and every token keeps A.
     """
     returns = [
         spread_returns(

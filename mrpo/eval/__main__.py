@@ -105,7 +105,9 @@ def prepare_benchmark(arguments: Sequence[str]) -> Benchmark:
         config = replace(config, model=replace(config.model, path=subject.path))
         model_folder = local_checkpoint(config.model)
         if not _is_set(arguments, "rollout.max_model_len"):
-            length = min(LONGEST_CONTEXT, context_length(model_folder) or LONGEST_CONTEXT)
+            positions = context_length(model_folder)
+            # An engine has one position more than it is told, see rollout/engine.py.
+            length = LONGEST_CONTEXT if positions is None else min(LONGEST_CONTEXT, positions - 1)
             config = replace(config, rollout=replace(config.rollout, max_model_len=length))
     if not _is_set(arguments, "reward.answer"):
         kind = AnswerKind.MIXED if config.judge.kind == JudgeKind.NONE else AnswerKind.JUDGE

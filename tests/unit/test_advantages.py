@@ -258,3 +258,8 @@ def test_a_wrong_number_of_verdicts_is_an_error(verdicts: list[bool]) -> None:
 def test_a_span_outside_the_completion_is_an_error() -> None:
     with pytest.raises(UserError, match=r"\(5, 6\) is not inside a completion of 5 tokens"):
         shape_step_advantages(0.5, [True] * 3, SPANS, 5, 0.0)
+
+
+def test_a_group_without_variance_is_exactly_zero_under_gdpo_beside_one_that_varies() -> None:
+    components = [[1.0], [1.0], [1.0], [0.0], [0.0], [1.0]]
+    assert gdpo_advantages(components, [1.0], 3)[:3].tolist() == [0.0, 0.0, 0.0]

@@ -1,0 +1,258 @@
+"""`make eval` without engines: what is evaluated, on which questions, from where it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mrpo.choices import AnswerKind, BestMetric, CheckpointChoice, JudgeKind
+from mrpo.collection import Collector
+from mrpo.compose import compose_config
+from mrpo.config import JudgeConfig, RewardConfig, plain
+from mrpo.data.jsonl import write_jsonl
+from mrpo.errors import ConfigError, DataError, ResourceError
+from mrpo.eval.__main__ import main, prepare_benchmark
+from mrpo.eval.evaluate import evaluate
+from mrpo.eval.generations import GeneratedElsewhere, read_generations
+from mrpo.eval.questions import load_question_sets
+from mrpo.eval.store import EvaluationStore
+from mrpo.eval.subject import find_subject
+from mrpo.judge_permission import require_judge_allowed
+from mrpo.rewards.scorer import build_answer_scorer
+from mrpo.rows import read_rows
+from mrpo.run_folder import RunFolder
+from mrpo.run_reading import BestStep
+from mrpo.types import Example, FailureReason
+from tests.unit.fakes import FakeJudge
+
+RIGHT = "<think>An MRI of the kidney. The right side is affected.</think><answer>right</answer>"
+WRONG = "<think>A CT.</think><answer>left</answer>"
+
+
+def prepared(root: Path, name: str = "vqa_rad", num: int = 5) -> list[Example]:
+    """A set as `make data` leaves it."""
+    folder = root / name
+    (folder / "images").mkdir(parents=True)
+    image = folder / "images" / "scan.png"
+    Image.new("L", (8, 8)).save(image)
+    examples = [
+        Example(
+            id=f"{name}-test-{number}",
+            image=str(image),
+            question=f"Which side, {number}?",
+            answer="right",
+            rationale=None,
+            dataset=name,
+            split="test",
+            license="CC0-1.0",
+        )
+        for number in range(num)
+    ]
+    write_jsonl(examples, folder / "test.jsonl", root=folder)
+    (folder / "manifest.json").write_text(json.dumps({"open_rule": "non_yes_no"}))
+    return examples
+
+
+def collector_of(outputs: dict[str, str], judge: FakeJudge | None = None) -> Collector:
+    reward = RewardConfig()
+    return Collector(
+        rollout=GeneratedElsewhere(outputs, step_strategy="sentence"),
+        judge=judge,
+        answers=build_answer_scorer(reward, None),
+        answer_kind=AnswerKind.JUDGE if judge else AnswerKind.EXACT,
+    )
+
+
+def run(examples: list[Example], collector: Collector, store: EvaluationStore, **changes: Any) -> list[str]:
+    """Evaluate; returns what was told of the progress."""
+    told: list[str] = []
+    settings: dict[str, Any] = {"max_new_tokens": 9, "chunk_size": 2, "threshold": 0.6}
+    work = evaluate(
+        examples, collector, store, on_progress=lambda done, total: told.append(f"{done}/{total}"), **settings | changes
+    )
+    asyncio.run(work)
+    return told
+
+
+def test_every_question_is_measured_once_and_kept_in_order(tmp_path: Path) -> None:
+    examples = prepared(tmp_path)
+    outputs = {example.id: RIGHT if number % 2 else WRONG for number, example in enumerate(examples)}
+    with EvaluationStore.open(tmp_path / "out", {"subject": "x"}) as store:
+        assert run(examples, collector_of(outputs), store) == ["0/5", "2/5", "4/5", "5/5"]
+        results = store.finish([example.id for example in examples])
+    rows = read_rows(results)
+    assert [row.prompt_id for row in rows] == [example.id for example in examples]
+    assert [row.correct for row in rows] == [False, True, False, True, False]
+    assert [len(row.steps) for row in rows] == [1, 2, 1, 2, 1]
+
+
+def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    examples = prepared(tmp_path)
+    only_three = collector_of({example.id: RIGHT for example in examples[:3]})
+    with EvaluationStore.open(tmp_path / "out", {}) as store, pytest.raises(KeyError):
+        run(examples, only_three, store)  # the second chunk fails: its question 2 is lost with question 3
+    late = collector_of({example.id: RIGHT for example in examples[2:]})
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        assert list(store.rows) == [example.id for example in examples[:2]]
+        assert run(examples, late, store) == ["2/5", "4/5", "5/5"]
+        assert len(read_rows(store.finish([example.id for example in examples]))) == 5
+
+
+def test_failed_judgements_are_asked_again(tmp_path: Path) -> None:
+    examples = prepared(tmp_path, num=3)
+    outputs = {example.id: RIGHT for example in examples}
+    judge = FakeJudge()
+    judge.failing_answers = lambda request: FailureReason.TIMEOUT if "test-1" in request.key else None
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        run(examples, collector_of(outputs, judge), store)
+        assert [row.answer_judge_failure for row in store.rows.values()] == [None, "timeout", None]
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        assert run(examples, collector_of(outputs, FakeJudge()), store) == ["2/3", "3/3"]
+        assert all(row.answer_judge_failure is None for row in store.rows.values())
+
+
+def test_a_folder_of_another_evaluation_is_refused(tmp_path: Path) -> None:
+    EvaluationStore.open(tmp_path / "out", {"subject": "a", "seed": 0}).__exit__()
+    with pytest.raises(ConfigError, match=r"another seed \(0, now 1\); set benchmark\.out"):
+        EvaluationStore.open(tmp_path / "out", {"subject": "a", "seed": 1})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="is no folder of an evaluation"):
+        EvaluationStore.open(tmp_path / "other", {})
+    assert [item.name for item in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    same = {"subject": "a", "seed": 0}
+    with EvaluationStore.open(tmp_path / "out", same), pytest.raises(ResourceError, match="is being written by"):
+        EvaluationStore.open(tmp_path / "out", same)
+
+
+def test_sets_must_be_prepared_and_named_once(tmp_path: Path) -> None:
+    prepared(tmp_path)
+    (found,) = load_question_sets(tmp_path, ["vqa_rad"], num_questions=3)
+    assert (found.name, found.open_rule, len(found.examples)) == ("vqa_rad", "non_yes_no", 3)
+    with pytest.raises(ConfigError, match=r"slake is not prepared: no .*; run make data with data\.set=slake"):
+        load_question_sets(tmp_path, ["slake"], num_questions=None)
+    with pytest.raises(ConfigError, match="names vqa_rad twice"):
+        load_question_sets(tmp_path, ["vqa_rad", "vqa_rad"], num_questions=None)
+    with pytest.raises(ConfigError, match="no such set"):
+        load_question_sets(tmp_path, ["vqarad"], num_questions=None)
+    with pytest.raises(ConfigError, match="no set to evaluate on"):
+        load_question_sets(tmp_path, [], num_questions=None)
+    (tmp_path / "vqa_rad" / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        load_question_sets(tmp_path, ["vqa_rad"], num_questions=None)
+
+
+@pytest.mark.parametrize("layout", ["list", "object", "jsonl", "by_content"])
+def test_outputs_from_elsewhere_are_matched_to_questions(tmp_path: Path, layout: str) -> None:
+    examples = prepared(tmp_path, num=2)
+    file = tmp_path / ("outputs.jsonl" if layout == "jsonl" else "outputs.json")
+    rows: list[dict[str, Any]] = [{"id": example.id, "prediction": RIGHT} for example in examples]
+    rows.append({"id": "of another set", "prediction": "?"})
+    if layout == "by_content":
+        rows = [
+            {"image": "other/place/scan.png", "problem": f"<image>{example.question.upper()}", "output": RIGHT}
+            for example in examples
+        ]
+    if layout == "jsonl":
+        file.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        file.write_text(json.dumps({"results": rows} if layout == "object" else rows))
+    questions = {example.id: example for example in examples}
+    assert read_generations(file, questions) == dict.fromkeys(questions, RIGHT)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[{", "cannot be read as .json"),
+        ("7", "expected a list of objects"),
+        ("[7]", "row 1: expected an object, got int"),
+        ('[{"id": "vqa_rad-test-0"}]', "row 1: no output"),
+        ('[{"id": "vqa_rad-test-0", "text": "a"}, {"id": "vqa_rad-test-0", "text": "b"}]', "row 2: a second output"),
+        ('[{"id": "vqa_rad-test-0", "text": "a"}]', "no output for 1 of 2 questions, the first is vqa_rad-test-1"),
+    ],
+)
+def test_bad_outputs_are_named(tmp_path: Path, content: str, words: str) -> None:
+    questions = {example.id: example for example in prepared(tmp_path, num=2)}
+    file = tmp_path / "outputs.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=words):
+        read_generations(file, questions)
+
+
+def test_an_untagged_output_is_all_answer(tmp_path: Path) -> None:
+    examples = prepared(tmp_path, num=1)
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        run(examples, collector_of({examples[0].id: " Right. "}), store)
+        (row,) = store.rows.values()
+    assert (row.answer, row.correct, row.steps) == ("Right.", True, [])
+
+
+def test_a_run_folder_names_its_checkpoint_and_how_its_policy_is_asked(tmp_path: Path) -> None:
+    config = compose_config(["rollout.max_new_tokens=77", "algorithm.step_strategy=fixed_tokens:9", "model.path=x"])
+    with RunFolder.create(tmp_path, "phantom", plain(replace(config, resume=None))) as folder:
+        with pytest.raises(ConfigError, match="has no checkpoint yet"):
+            find_subject(str(folder.path), CheckpointChoice.LATEST)
+        for step in (1, 2):
+            folder.log_metrics(step, {})
+            with folder.checkpoint(step) as target:
+                (target / "hf").mkdir()
+                (target / "hf" / "config.json").write_text("{}")
+        with pytest.raises(ConfigError, match=r"was not evaluated during training"):
+            find_subject(str(folder.path), CheckpointChoice.BEST)
+        folder.mark_best(BestStep(step=1, metric=BestMetric.ACCURACY, value=0.5))
+    best = find_subject(str(folder.path), CheckpointChoice.BEST)
+    assert best.path == str(folder.path / "checkpoints" / "step_1" / "hf")
+    assert best.name == f"phantom-{folder.path.name}-step_1"
+    for named in (folder.path, folder.path / "checkpoints" / "step_2", folder.path / "checkpoints" / "step_2" / "hf"):
+        latest = find_subject(str(named), CheckpointChoice.LATEST)
+        assert latest.path == str(folder.path / "checkpoints" / "step_2" / "hf")
+        again = compose_config(latest.overrides)
+        assert (again.rollout.max_new_tokens, again.algorithm) == (77, config.algorithm)
+        assert again.model.path is None and again.model.terse_prompt
+
+
+def test_what_the_command_refuses_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(tmp_path)
+    root = f"benchmark.root={tmp_path}"
+    model = ["benchmark.sets=[vqa_rad]", f"benchmark.model={tmp_path}"]
+    outputs = f"benchmark.generations={tmp_path / 'none.json'}"
+    for arguments, words in (
+        ([root], "give either benchmark.model or benchmark.generations"),
+        ([root, *model, outputs], "give either benchmark.model or benchmark.generations"),
+        ([root, *model], "no model at"),
+        ([root, outputs], "no set to evaluate on"),
+        ([root, outputs, "benchmark.sets=[vqa_rad]"], "no such file"),
+        ([root, outputs, "benchmark.sett=[vqa_rad]"], "unknown setting 'benchmark.sett'"),
+    ):
+        assert main(arguments) == 2, arguments
+        assert words in " ".join(capsys.readouterr().err.split()), arguments
+
+
+def test_answers_are_judged_where_there_is_a_judge(tmp_path: Path) -> None:
+    examples = prepared(tmp_path)
+    file = tmp_path / "outputs.json"
+    file.write_text(json.dumps([{"id": example.id, "text": RIGHT} for example in examples]))
+    arguments = [f"benchmark.root={tmp_path}", f"benchmark.generations={file}", "benchmark.sets=[vqa_rad]"]
+    assert prepare_benchmark(arguments).config.reward.answer.kind == AnswerKind.MIXED
+    assert prepare_benchmark([*arguments, "judge=lexical"]).config.reward.answer.kind == AnswerKind.JUDGE
+    exact = prepare_benchmark([*arguments, "judge=lexical", "reward.answer.kind=exact"])
+    assert exact.config.reward.answer.kind == AnswerKind.EXACT
+    assert [item.name for item in exact.sets] == ["vqa_rad"] and exact.model_folder is None
+
+
+def test_a_set_that_must_not_leave_the_house_is_not_sent_out() -> None:
+    outside = JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, url="https://api.example.com/v1", model="m")
+    for name in ("quilt_vqa", "mimic_cxr_vqa"):
+        with pytest.raises(ConfigError, match=r"may not be sent to an external judge .* judge\.on_premises=true"):
+            require_judge_allowed(["vqa_rad", name], outside)
+        require_judge_allowed([name], replace(outside, on_premises=True))
+        require_judge_allowed([name], replace(outside, url="http://127.0.0.1:8000/v1"))
+        require_judge_allowed([name], JudgeConfig(kind=JudgeKind.LEXICAL))
+    require_judge_allowed(["vqa_rad", "slake", "our own"], outside)
