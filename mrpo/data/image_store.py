@@ -70,7 +70,7 @@ class ImageStore:
             return self._seen[key]
         found = self._tree.matching(image)
         if not found:
-            return f"image {image!r} is not in the source folder or its archives"
+            return f"image {image!r} is not in the source folder{self._tree.archive_names}"
         key = found[0].path
         if key not in self._seen:
             self._seen[key] = self._read(image, found)

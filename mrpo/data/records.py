@@ -48,9 +48,9 @@ def json_records(tree: SourceTree, file: SourceFile, *, below: str | None = None
             for number, value in enumerate(values, start=1):
                 yield number, value
         except (ijson.JSONError, RecursionError, *ARCHIVE_FAULTS) as error:
-            reason = str(error).strip().split("\n")[0]
             raise DataError(
-                f"{tree.root / file.label}, after row {number}: not whole, valid UTF-8 JSON ({reason}); get it again"
+                f"{tree.root / file.label}, after row {number}: not whole, valid UTF-8 JSON ({_reason(error)}); "
+                "get it again"
             ) from None
 
 
@@ -63,7 +63,7 @@ def json_lines(tree: SourceTree, file: SourceFile) -> Iterator[Record]:
             try:
                 (value,) = ijson.items(io.BytesIO(line), "", use_float=True)
             except (ijson.JSONError, ValueError, RecursionError) as error:
-                yield number, DataError(f"not JSON in UTF-8 ({str(error).strip().splitlines()[0]})")
+                yield number, DataError(f"not JSON in UTF-8 ({_reason(error)})")
             else:
                 yield number, value
 
@@ -113,18 +113,26 @@ def parquet_records(tree: SourceTree, file: SourceFile, columns: tuple[str, ...]
     if file.member is not None:
         raise DataError(f"{tree.root / file.label}: parquet is not read from archives; unpack {file.file.name} first")
     number = 0
-    try:
-        with tree.open(file) as stream, pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as parquet:
-            wanted = [name for name in parquet.schema_arrow.names if name in columns]
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
-                for row in _rows(batch):
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, MemoryError, OverflowError, *ARCHIVE_FAULTS) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(
-            f"{tree.root / file.label}, after row {number}: not a whole parquet file ({reason}); get it again"
-        ) from None
+    with tree.open(file) as stream:
+        try:
+            with pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as parquet:
+                wanted = [name for name in parquet.schema_arrow.names if name in columns]
+                for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
+                    for row in _rows(batch):
+                        number += 1
+                        yield number, row
+        except (pyarrow.ArrowException, MemoryError, OverflowError, *ARCHIVE_FAULTS) as error:
+            reason = str(error).split("\n")[0][:200]
+            raise DataError(
+                f"{tree.root / file.label}, after row {number}: not a whole parquet file ({reason}); get it again"
+            ) from None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line; ijson quotes the place below it, and gives bytes where the place is not UTF-8."""
+    said = error.args[0] if error.args else ""
+    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(error)
+    return text.strip().split("\n")[0][:200]
 
 
 def _rows(batch: Any) -> list[dict[str, object]]:

@@ -68,6 +68,12 @@ class SourceTree:
         for archive in self._archives.values():
             archive.close()
 
+    @property
+    def archive_names(self) -> str:
+        """For messages: the archives that were looked into."""
+        names = ", ".join(file.name for file in self._archives)
+        return f" or in {names}" if names else ""
+
     def _walk(self) -> Iterator[SourceFile]:
         for folder, folders, names in os.walk(self.root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
