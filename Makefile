@@ -8,6 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 EXP ?=
+MODEL ?=
+SETS ?=
 ARGS ?=
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
@@ -32,6 +34,9 @@ train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="le
 
 ablation: setup ## train the variants of a study and tabulate them; ARGS="study=smoke" (conf/ablation, docs/ablation.md)
 	@$(BIN)/python -m mrpo.ablation $(ARGS)
+
+eval: setup ## benchmark a model; MODEL=<run or Hugging Face folder> SETS=vqa_rad,slake ARGS="judge=lexical" (docs/evaluation.md)
+	@$(BIN)/python -m mrpo.eval $(if $(MODEL),benchmark.model=$(MODEL)) $(if $(SETS),'benchmark.sets=[$(SETS)]') $(ARGS)
 
 data: setup ## prepare a data set; ARGS="data.set=vqa_rad data.source=<folder> data.out=<new folder>" (docs/data.md)
 	@$(BIN)/python -m mrpo.data prepare $(ARGS)
@@ -58,7 +63,7 @@ format: setup ## apply lint fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure steps, judge and learner (tests/perf)
+bench: setup ## measure (tests/perf); ARGS="hot_path segmentation memory steps", all by default
 	$(BIN)/python -m tests.perf $(ARGS)
 
 clean: ## remove the environment and tool caches; runs/ stays

@@ -1,8 +1,11 @@
-"""`make bench`: the steady state of the phantom default, as ratios taken in one run.
+"""`make bench`: ratios taken in one run. ARGS names the parts to run; all by default.
 
-- `step`: wall time of a 64-completion step at zero judge latency, against the same work in plain transformers
-  (`generate`, then one forward and backward pass and AdamW), which is what a trainer without a rollout engine does.
-- `judge`: the same with 2 s of judge latency, and how much of the judging generation hid.
+- `hot_path`: completions a second through segmentation, spans, advantages and shaping, and with the library rewards.
+- `segmentation`: our sentence rules and pysbd on the hand-cut corpus.
+- `memory`: peak memory of the chunked log-probs against the naive form.
+- `steps`: wall time of a 64-completion step of the phantom default at zero judge latency, against the same work in
+  plain transformers (`generate`, then one forward and backward pass and AdamW), which is what a trainer without a
+  rollout engine does; and with 2 s of judge latency, how much of the judging generation hid.
 
 Leave both cores to it. Medians; the machine's noise is in the quartiles beside them.
 """
@@ -20,6 +23,7 @@ from pathlib import Path
 
 from mrpo.rows import read_rows
 from mrpo.run_reading import read_metrics
+from tests.perf import hot_path, logprob_memory, segmentation
 from tests.perf.peer import time_peer_steps
 
 logger = logging.getLogger("bench")
@@ -28,9 +32,21 @@ SKIPPED = 6  # first steps: caches fill, threads start
 JUDGE_LATENCY_S = 2.0
 
 
-def main() -> int:
-    """Run all benchmarks and log a line each."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+def main(names: Sequence[str]) -> int:
+    """Run the named benchmarks and log a line each."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logger.setLevel(logging.INFO)
+    unknown = set(names) - set(BENCHES)
+    if unknown:
+        logger.error("no such benchmark: %s; known: %s", ", ".join(sorted(unknown)), ", ".join(BENCHES))
+        return 2
+    for name in names or BENCHES:
+        BENCHES[name]()
+    return 0
+
+
+def bench_steps() -> None:
+    """The steady state of training."""
     with tempfile.TemporaryDirectory() as runs:
         fast = run_steps(Path(runs) / "fast")
         checkpoint = sorted((Path(runs) / "fast").glob("*/*/checkpoints/*/hf"))[-1]
@@ -51,7 +67,6 @@ def main() -> int:
     logger.info("%-40s %s", "  from a completion's end to its judge call, s", spread(delays))
     theirs = statistics.median(row["time/step_s"] for row in slow)
     logger.info("%-40s %.2f", "added by the latency, s", theirs - ours)
-    return 0
 
 
 def run_steps(runs: Path, *overrides: str) -> list[dict[str, float]]:
@@ -82,5 +97,13 @@ def spread(values: Sequence[float]) -> str:
     return json.dumps({"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]})
 
 
+BENCHES = {
+    "hot_path": hot_path.log_rates,
+    "segmentation": segmentation.log_table,
+    "memory": logprob_memory.report,
+    "steps": bench_steps,
+}
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
