@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from mrpo.checkpoint_source import model_type_of
 from mrpo.choices import Dtype
-from mrpo.errors import ConfigError
 from mrpo.families import Family, family_of
 
 
@@ -21,9 +21,7 @@ def family_in(folder: str) -> Family:
     Raises:
         ConfigError: no model there, or an unsupported family.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise ConfigError(f"no model in {folder!r}: config.json is missing; give a Hugging Face model folder")
-    return family_of(str(transformers.AutoConfig.from_pretrained(folder).model_type))
+    return family_of(model_type_of(Path(folder)))
 
 
 def torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:

@@ -138,7 +138,8 @@ def check_contradictions(config: Config) -> None:
         )
     if rollout.tensor_parallel > 1 and cluster.device == Device.CPU:
         raise ConfigError(
-            f"rollout.tensor_parallel={rollout.tensor_parallel} needs GPUs; with cluster.device=cpu set it to 1"
+            f"rollout.tensor_parallel={rollout.tensor_parallel} needs GPUs; with cluster.device=cpu set it to 1 "
+            "and raise rollout.num_engines instead"
         )
     faults = judge.oracle.error_rate + judge.oracle.rate_limit_rate + judge.oracle.garbage_rate
     if faults > 1.0:

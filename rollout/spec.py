@@ -37,15 +37,9 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
         log_dir: existing folder for the engines' logs; None leaves their output on the console.
 
     Raises:
-        ConfigError: `rollout.cpu_cores` does not fit the number of engines or cannot be read, or tensor parallelism
-            is asked for without GPUs.
+        ConfigError: `rollout.cpu_cores` does not fit the number of engines or cannot be read.
     """
     rollout = config.rollout
-    if config.cluster.device == Device.CPU and rollout.tensor_parallel > 1:
-        raise ConfigError(
-            f"rollout.tensor_parallel={rollout.tensor_parallel} needs GPUs; with cluster.device=cpu set it to 1 and "
-            "raise rollout.num_engines instead"
-        )
     return [
         EngineSpec(
             name=f"engine-{index}",

@@ -274,5 +274,5 @@ def test_the_warm_start_learns_then_starts_afresh(world: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(world: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.json is missing"):
+    with pytest.raises(ConfigError, match=r"no model at .*config\.json"):
         make(replace(spec(world), model_folder=str(world / "nothing")))

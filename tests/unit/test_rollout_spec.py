@@ -37,11 +37,6 @@ def test_cores_that_make_no_sense_are_refused(cpu_cores: str) -> None:
         cores_of_engines(cpu_cores, 3)
 
 
-def test_tensor_parallelism_needs_gpus() -> None:
-    with pytest.raises(ConfigError, match=r"rollout\.tensor_parallel=2 needs GPUs"):
-        engine_specs(config(tensor_parallel=2), "/model", "qwen2_5_vl", log_dir=None)
-
-
 def test_environment_binds_threads_to_the_cores_given() -> None:
     (spec,) = engine_specs(config(cpu_cores="2-3"), "/model", "qwen2_5_vl", log_dir=None)
     environment = engine_environment(spec)
