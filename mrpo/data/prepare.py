@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+import psutil
 
 from mrpo.atomic import TEMPORARY_SUFFIX, commit_folder
 from mrpo.choices import OpenRule
@@ -76,7 +79,7 @@ def prepare(config: PrepareConfig, *, downloads: Downloads) -> Prepared:
             raise ConfigError(f"data.out={out} and {place} lie in each other; choose a folder beside it")
     temporary = out.with_name(f".{out.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_leftovers(out)
         temporary.mkdir(parents=True)
         prepared = _fill(temporary, out, config, spec, root, rationales)
         commit_folder(temporary, out)
@@ -85,6 +88,14 @@ def prepare(config: PrepareConfig, *, downloads: Downloads) -> Prepared:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return prepared
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Clear away what killed processes left of this folder."""
+    for item in out.parent.glob(f".{glob.escape(out.name)}.*{TEMPORARY_SUFFIX}"):
+        owner = item.name.removeprefix(f".{out.name}.").removesuffix(TEMPORARY_SUFFIX)
+        if owner.isdigit() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
+            shutil.rmtree(item)
 
 
 def _fill(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,15 @@ def test_a_failed_run_leaves_the_earlier_folder_as_it_was(source: Path, tmp_path
         run(source, out)
     assert (out / "manifest.json").read_bytes() == before
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "rad"]
+
+
+def test_what_a_killed_run_left_is_cleared_away(source: Path, tmp_path: Path) -> None:
+    names = ("out.99999999", f"out.{os.getppid()}", "output.99999999")
+    dead, alive, other = (tmp_path / f".{name}.tmp" for name in names)
+    for folder in (dead, alive, other):
+        (folder / "images").mkdir(parents=True)
+    run(source, tmp_path / "out")
+    assert [folder.exists() for folder in (dead, alive, other)] == [False, True, True]
 
 
 def test_nothing_left_is_an_error(source: Path, tmp_path: Path) -> None:
