@@ -94,12 +94,13 @@ CASCADES = (
 
 
 def micro_mean(accuracy: Mapping[str, float]) -> float:
-    """Mean over the paper's questions, in per cent: accuracies weighted by `SET_SIZES`.
+    """Mean over the paper's questions, in per cent, from the whole numbers of correct answers behind the accuracies.
 
     Args:
         accuracy: set: per cent, at least one set.
     """
-    return sum(value * SET_SIZES[name] for name, value in accuracy.items()) / sum(SET_SIZES[name] for name in accuracy)
+    num_correct = sum(round(value * SET_SIZES[name] / 100) for name, value in accuracy.items())
+    return 100 * num_correct / sum(SET_SIZES[name] for name in accuracy)
 
 
 def macro_mean(accuracy: Mapping[str, float]) -> float:
