@@ -93,9 +93,9 @@ def latex_table(table: Table) -> str:
         if line.begins_group and number:
             lines.append("\\midrule")
         cells = [_tex_cell(cell) for cell in line.cells]
-        lines.append(
-            " & ".join(f"\\textit{{{cell}}}" if cell and line.is_published else cell for cell in cells) + r" \\"
-        )
+        row = " & ".join(f"\\textit{{{cell}}}" if cell and line.is_published else cell for cell in cells)
+        # After the end of a row "[" and "*" would be its arguments.
+        lines.append(("{}" if row.startswith(("[", "*")) else "") + row + r" \\")
     return "\n".join(
         [
             r"% needs \usepackage{booktabs} and \usepackage{graphicx}",

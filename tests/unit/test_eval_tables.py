@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,8 @@ def test_groups_have_rules_and_published_rows_italics() -> None:
     lines = [Line(cells=cells), Line(cells=cells, is_published=True, begins_group=True)]
     table = Table(name="t", title="T", note="N", num_labels=1, columns=cells, lines=lines)
     assert latex_table(table).count(r"\midrule") == 2
+    starred = replace(table, lines=[Line(cells=[Cell(text="*[a]"), Cell(text="1")])])
+    assert "\n{}*[a] & 1 \\\\\n" in latex_table(starred)
     assert r"\textit{x} & \textit{1.0 {\scriptsize [0.5, 1.5]}} \\" in latex_table(table)
     assert markdown_table(table).splitlines()[-1] == r"| *x* | *1.0 \[0.5, 1.5\]* |"
     assert p_value(0.0004) == "< 0.001" and p_value(0.0464) == "0.046"
