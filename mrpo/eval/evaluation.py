@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from mrpo.atomic import write_text
 from mrpo.errors import DataError
+from mrpo.eval.store import RESULTS_FILE
+from mrpo.rows import read_rows
 from mrpo.trace_row import TraceRow
+
+FACTS_FILE = "facts.json"  # beside `RESULTS_FILE`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +39,32 @@ class Evaluation:
 
     facts: EvaluationFacts
     rows: Sequence[TraceRow]  # one a question
+
+
+def write_facts(folder: Path, facts: EvaluationFacts) -> Path:
+    """Put the facts beside an evaluation's rows, for `read_evaluation`; returns the file."""
+    path = folder / FACTS_FILE
+    write_text(path, json.dumps(asdict(facts), indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read a finished evaluation from its folder.
+
+    Raises:
+        DataError: it is not finished, or a file in it is damaged.
+    """
+    path = folder / FACTS_FILE
+    if not path.is_file() or not (folder / RESULTS_FILE).is_file():
+        missing = RESULTS_FILE if path.is_file() else FACTS_FILE
+        raise DataError(f"{folder} holds no finished evaluation: no {missing}; run make eval to its end")
+    try:
+        facts = TypeAdapter(EvaluationFacts).validate_json(path.read_bytes(), extra="forbid")
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "the file"
+        raise DataError(f"{path} is damaged: {place}: {fault['msg']}; run make eval again") from None
+    return Evaluation(facts=facts, rows=read_rows(folder / RESULTS_FILE))
 
 
 def require_comparable(evaluations: Sequence[Evaluation]) -> None:

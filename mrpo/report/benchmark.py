@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from mrpo.atomic import write_text
-from mrpo.eval.benchmark import Benchmark
+from mrpo.eval.benchmark import Benchmark, measure
 from mrpo.eval.cascade import CascadeSummary
+from mrpo.eval.evaluation import Evaluation
+from mrpo.eval.lmms_eval import write_lmms_eval
 from mrpo.eval.results import set_title
+from mrpo.eval.table_files import write_tables
 from mrpo.eval.tables import result_tables
 from mrpo.report import benchmark_figures as geometry
 from mrpo.report.benchmark_figures import FarFigure, StageFigure, far_figure, stages_of_all, stages_of_failing
 
 PAGE, FIGURES = "benchmark.html.j2", "benchmark_figures.html.j2"
+
+
+def write_benchmark(folder: Path, evaluations: Sequence[Evaluation]) -> list[Path]:
+    """Write all there is to show of some evaluations: page, figures, tables, and lmms-eval's files of each.
+
+    Returns:
+        The paths, the page first.
+
+    Raises:
+        DataError: there is nothing to show, or two evaluations cannot stand side by side.
+    """
+    benchmark = measure(evaluations)
+    paths = [write_benchmark_report(benchmark, folder / "benchmark.html"), *write_tables(folder, benchmark)]
+    paths += write_figures(folder, benchmark)
+    for evaluation in evaluations:
+        paths += write_lmms_eval(folder / "lmms_eval", evaluation)
+    return paths
 
 
 def write_benchmark_report(benchmark: Benchmark, path: Path) -> Path:

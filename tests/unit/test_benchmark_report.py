@@ -12,7 +12,7 @@ from evaluation_world import make_evaluation, make_row, unrated
 
 from mrpo.eval.benchmark import Benchmark, measure
 from mrpo.eval.cascade import summarise_cascades
-from mrpo.report.benchmark import render_benchmark, write_benchmark_report, write_figures
+from mrpo.report.benchmark import render_benchmark, write_benchmark, write_benchmark_report, write_figures
 from mrpo.report.benchmark_figures import (
     BAR_END,
     LABEL_END,
@@ -73,6 +73,20 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
         assert words in html
     assert html.count('<tr class="published') == 15
     assert "2 calls ended without a ruling" in html
+
+
+def test_everything_is_written_and_again_the_same(tmp_path: Path) -> None:
+    evaluations = [
+        make_evaluation([make_row(n, correct=n % 2 > 0, valid=[True, n > 1, True]) for n in range(4)], m) for m in "ab"
+    ]
+    paths = write_benchmark(tmp_path, evaluations)
+    assert [str(path.relative_to(tmp_path)).replace("20251009_085322", "T") for path in paths] == [
+        *("benchmark.html", "results.md", "results.tex", "results.json", "stages.svg", "stages_of_all.svg", "far.svg"),
+        *("lmms_eval/a/T_results.json", "lmms_eval/a/T_samples_vqa_rad.jsonl"),
+        *("lmms_eval/b/T_results.json", "lmms_eval/b/T_samples_vqa_rad.jsonl"),
+    ]
+    first = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in write_benchmark(tmp_path, evaluations)] == first
 
 
 def test_a_page_without_verdicts_says_so() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from evaluation_world import make_evaluation, make_row, unrated
 
 from mrpo.errors import DataError
 from mrpo.eval.cascade import Stage, summarise_cascades
-from mrpo.eval.evaluation import require_comparable
+from mrpo.eval.evaluation import read_evaluation, require_comparable, write_facts
 from mrpo.eval.intervals import wilson_interval
 from mrpo.eval.kinds import QuestionKind, question_kind
 from mrpo.eval.reasoning import summarise_reasoning
 from mrpo.eval.results import judge_errors, summarise_sets
+from mrpo.rows import write_rows
 from mrpo.types import FailureReason
 
 
@@ -105,6 +107,32 @@ def test_a_model_that_never_fails_has_no_stages() -> None:
 )
 def test_kinds_of_questions(question: str, kind: QuestionKind) -> None:
     assert question_kind(question) is kind
+
+
+def test_an_evaluation_is_read_back(tmp_path: Path) -> None:
+    evaluation = make_evaluation(
+        [make_row(0, correct=True, valid=[True, False]), unrated(make_row(1, correct=True))],
+        notices=("a", "b"),
+        judge=None,
+        settings={"max_new_tokens": "512"},
+    )
+    with pytest.raises(DataError, match=r"no facts\.json; run make eval to its end"):
+        read_evaluation(tmp_path)
+    write_facts(tmp_path, evaluation.facts)
+    with pytest.raises(DataError, match=r"no results\.parquet"):
+        read_evaluation(tmp_path)
+    write_rows(tmp_path / "results.parquet", evaluation.rows)
+    assert read_evaluation(tmp_path) == evaluation
+
+
+@pytest.mark.parametrize(
+    ("text", "place"), [("{", "the file"), ('{"model": 3}', "model"), ("[]", "the file"), ("\x00", "the file")]
+)
+def test_damaged_facts_are_named(tmp_path: Path, text: str, place: str) -> None:
+    write_rows(tmp_path / "results.parquet", [make_row(0, correct=True)])
+    (tmp_path / "facts.json").write_text(text)
+    with pytest.raises(DataError, match=rf"facts\.json is damaged: {place}: .*; run make eval again"):
+        read_evaluation(tmp_path)
 
 
 def test_evaluations_that_cannot_share_a_table_are_refused() -> None:
