@@ -63,20 +63,20 @@ def result_tables(benchmark: Benchmark) -> list[Table]:
 
 
 def accuracy_table(results: Mapping[str, BenchmarkResult]) -> Table:
-    """Accuracy of each model on each set, and the published rows on the same sets.
+    """Accuracy of each model on each set, and the published rows on the same sets; means where there are several.
 
     Args:
         results: by model.
     """
     names = in_set_order({name for result in results.values() for name in result.sets})
+    has_means = len(names) > 1
     columns = [Cell(text="Model"), *(Cell(text=set_title(name), detail=_size(name, results)) for name in names)]
     lines = [
         Line(
             cells=[
                 Cell(text=model),
                 *(_share(result.sets[name].wilson if name in result.sets else None, digits=2) for name in names),
-                _share(result.micro.wilson, digits=2),
-                _share(result.macro, digits=2),
+                *((_share(result.micro.wilson, digits=2), _share(result.macro, digits=2)) if has_means else ()),
             ]
         )
         for model, result in results.items()
@@ -85,15 +85,12 @@ def accuracy_table(results: Mapping[str, BenchmarkResult]) -> Table:
     family = None
     for row, shown in rows:
         if shown:
-            printed = shown == row.accuracy
-            micro = row.average if printed else published.micro_mean(shown)
             lines.append(
                 Line(
                     cells=[
                         Cell(text=row.name, detail=PUBLISHED),
                         *(Cell(text=f"{shown[name]:.2f}" if name in shown else MISSING) for name in names),
-                        Cell(text=f"{micro:.2f}" if printed else f"{micro:.2f}{COMPUTED}"),
-                        Cell(text=f"{published.macro_mean(shown):.2f}{COMPUTED}"),
+                        *(_published_means(row, shown) if has_means else ()),
                     ],
                     is_published=True,
                     begins_group=row.family != family,
@@ -108,7 +105,7 @@ def accuracy_table(results: Mapping[str, BenchmarkResult]) -> Table:
         f"arXiv 2606.31825; a mean with {COMPUTED} is computed from them and the paper's n. A mean is over a row's own "
         "sets.",
         num_labels=1,
-        columns=[*columns, Cell(text="Micro"), Cell(text="Macro")],
+        columns=[*columns, *((Cell(text="Micro"), Cell(text="Macro")) if has_means else ())],
         lines=lines,
     )
 
@@ -270,6 +267,13 @@ def _by_group(
         columns=[Cell(text=column) for column in ("Model", "Questions", *columns)],
         lines=lines,
     )
+
+
+def _published_means(row: published.PublishedAccuracy, shown: Mapping[str, float]) -> list[Cell]:
+    """Micro mean, as printed where all its sets are shown, and macro mean."""
+    is_printed = shown == row.accuracy
+    micro = f"{row.average:.2f}" if is_printed else f"{published.micro_mean(shown):.2f}{COMPUTED}"
+    return [Cell(text=micro), Cell(text=f"{published.macro_mean(shown):.2f}{COMPUTED}")]
 
 
 def _share(interval: Interval | None, *, digits: int = 1) -> Cell:

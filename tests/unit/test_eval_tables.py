@@ -104,7 +104,10 @@ def test_all_sets_show_the_average_as_printed() -> None:
 
 def test_nothing_judged_and_one_model_leave_tables_out() -> None:
     evaluation = Evaluation(facts=make_facts(), rows=[make_row(0, correct=True)])
-    assert [table.name for table in result_tables(measure([evaluation]))] == ["accuracy", "counts"]
+    tables = result_tables(measure([evaluation]))
+    assert [table.name for table in tables] == ["accuracy", "counts"]
+    assert [column.text for column in tables[0].columns] == ["Model", "VQA-RAD"]  # one set has no means
+    assert {len(line.cells) for line in tables[0].lines} == {2}
 
 
 def test_groups_have_rules_and_published_rows_italics() -> None:
