@@ -13,7 +13,10 @@ SETS ?=
 ARGS ?=
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: help setup train ablation report test test-all test-gpu check format bench clean
+# Settings may also stand on make's own command line: `make train algorithm=grpo`. What make knows is left out.
+OVERRIDES := $(ARGS) $(filter-out $(foreach name,PYTHON VENV DEVICE EXP ARGS MODEL SETS,$(name)=%),$(MAKEOVERRIDES))
+
+.PHONY: help setup train ablation data eval report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,19 +33,19 @@ $(INSTALLED): requirements/$(DEVICE).txt pyproject.toml
 	@touch $@
 
 train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="learner.lr=1e-5 seed=1"
-	@$(BIN)/python -m mrpo.train $(if $(EXP),experiment=$(EXP)) $(ARGS)
+	@$(BIN)/python -m mrpo.train $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
 
 ablation: setup ## train the variants of a study and tabulate them; ARGS="study=smoke" (conf/ablation, docs/ablation.md)
-	@$(BIN)/python -m mrpo.ablation $(ARGS)
+	@$(BIN)/python -m mrpo.ablation $(OVERRIDES)
 
 eval: setup ## benchmark a model; MODEL=<run or Hugging Face folder> SETS=vqa_rad,slake ARGS="judge=lexical" (docs/evaluation.md)
-	@$(BIN)/python -m mrpo.eval $(if $(MODEL),benchmark.model=$(MODEL)) $(if $(SETS),'benchmark.sets=[$(SETS)]') $(ARGS)
+	@$(BIN)/python -m mrpo.eval $(if $(MODEL),benchmark.model=$(MODEL)) $(if $(SETS),'benchmark.sets=[$(SETS)]') $(OVERRIDES)
 
 data: setup ## prepare a data set; ARGS="data.set=vqa_rad data.source=<folder> data.out=<new folder>" (docs/data.md)
-	@$(BIN)/python -m mrpo.data prepare $(ARGS)
+	@$(BIN)/python -m mrpo.data prepare $(OVERRIDES)
 
 report: setup ## write report.html of a run again; ARGS=run=runs/phantom/<time>
-	@$(BIN)/python -m mrpo.report $(ARGS)
+	@$(BIN)/python -m mrpo.report $(OVERRIDES)
 
 test: setup ## the tests: minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)

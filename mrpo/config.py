@@ -314,6 +314,8 @@ class BenchmarkConfig:
     out: str | None = None  # folder of results; null: one under runs_dir, named after model and settings
     num_questions: PositiveInt | None = None  # of each set, the first; null: all
     chunk_size: PositiveInt = 64  # questions between two writes: what a kill can cost
+    compare: tuple[str, ...] = ()  # folders of finished evaluations, to be shown side by side; nothing is measured
+    vlmevalkit: bool = False  # also write the sets as VLMEvalKit reads them
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)

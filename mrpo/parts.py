@@ -202,6 +202,27 @@ def check_judge_endpoint(config: Config) -> None:
     check_judge(config.judge)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeIdentity:
+    """Which judge ruled, by which rubrics; verdicts of two identities are not comparable."""
+
+    model: str
+    step_rubric: str | None  # version; None: it goes by rules of its own
+    answer_rubric: str | None
+
+
+def judge_identity(config: JudgeConfig) -> JudgeIdentity | None:
+    """The judge of a run; None where there is none."""
+    if config.kind == JudgeKind.NONE:
+        return None
+    if config.kind != JudgeKind.OPENAI_COMPATIBLE:
+        return JudgeIdentity(model=str(config.kind), step_rubric=None, answer_rubric=None)
+    from judge.answer_rubric import ANSWER_RUBRIC_VERSION
+    from judge.rubric import RUBRIC_VERSION
+
+    return JudgeIdentity(model=str(config.model), step_rubric=RUBRIC_VERSION, answer_rubric=ANSWER_RUBRIC_VERSION)
+
+
 def answer_similarity(config: Config) -> Similarity | None:
     """The encoder of answers where it belongs in this process; one for an actor of this machine is only looked up.
 

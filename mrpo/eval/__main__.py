@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a fault, 2 something the user can mend (one line says what
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,22 +15,29 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console as RichConsole
+from rich.table import Table
+
 from mrpo.checkpoint_source import local_checkpoint
-from mrpo.choices import AnswerKind, JudgeKind
+from mrpo.choices import LEXICAL_NOTICE, AnswerKind, JudgeKind
 from mrpo.collection import Collector
 from mrpo.command_line import INTERRUPTED, exit_code, quiet_libraries
 from mrpo.compose import compose_config, settings_tree
 from mrpo.config import Config, plain
-from mrpo.console import Console
+from mrpo.console import Console, share_text
 from mrpo.errors import ConfigError
-from mrpo.eval.evaluate import evaluate
+from mrpo.eval.evaluate import evaluate, unrated
+from mrpo.eval.evaluation import Evaluation, EvaluationFacts, read_evaluation, write_facts
 from mrpo.eval.generations import GeneratedElsewhere, read_generations
 from mrpo.eval.questions import QuestionSet, load_question_sets
+from mrpo.eval.results import set_title, summarise_sets
 from mrpo.eval.store import EvaluationStore
 from mrpo.eval.subject import Subject, context_length, digest_of, find_subject
+from mrpo.eval.vlmevalkit import write_vlmevalkit_tsv
 from mrpo.judge_permission import require_judge_allowed
-from mrpo.parts import answer_similarity, check_judge_endpoint, running_evaluation_parts
+from mrpo.parts import answer_similarity, check_judge_endpoint, judge_identity, running_evaluation_parts
 from mrpo.preflight import check_local_gpus, check_memory
+from mrpo.report.benchmark import write_benchmark
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import check_writable
 from mrpo.trace_row import TraceRow
@@ -41,7 +49,7 @@ LONGEST_CONTEXT = 4096  # tokens; what an answer with one image needs, and no mo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Benchmark:
+class Job:
     """All that is known before anything expensive starts."""
 
     config: Config
@@ -62,28 +70,30 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    benchmark = prepare_benchmark(arguments)
-    config = benchmark.config
+    if any(item.startswith("benchmark.compare=") for item in arguments):
+        return _compare(compose_config(arguments))
+    job = prepare_job(arguments)
+    config = job.config
     check_writable(config.runs_dir)
     check_memory(config)
     check_local_gpus(config)
     check_judge_endpoint(config)
     similarity = answer_similarity(config)
-    with Console(0) as console, EvaluationStore.open(_folder(benchmark), _identity(benchmark)) as store:
+    with Console(0) as console, EvaluationStore.open(_folder(job), _identity(job)) as store:
         console.route_logs()
-        console.note(f"{benchmark.subject.name}: {len(benchmark.questions)} questions, results in {store.path}")
-        for item in benchmark.sets:
+        console.note(f"{job.subject.name}: {len(job.questions)} questions, results in {store.path}")
+        for item in job.sets:
             console.note(f"{item.name}: {len(item.examples)} questions, open-ended rule {item.open_rule}")
         try:
-            rows = asyncio.run(_measure(benchmark, store, console, similarity))
+            rows = asyncio.run(_measure(job, store, console, similarity))
         except asyncio.CancelledError:
             console.note("stopped; the same command goes on from here")
             return INTERRUPTED
-        _conclude(benchmark, store, rows, console)
+        _conclude(job, store, rows, console, shlex.join(["python", "-m", "mrpo.eval", *arguments]))
     return 0
 
 
-def prepare_benchmark(arguments: Sequence[str]) -> Benchmark:
+def prepare_job(arguments: Sequence[str]) -> Job:
     """Settings, model and questions, all checked.
 
     Raises:
@@ -118,29 +128,29 @@ def prepare_benchmark(arguments: Sequence[str]) -> Benchmark:
     require_judge_allowed(config.benchmark.sets, config.judge)
     questions = {example.id: example for item in sets for example in item.examples}
     outputs = None if generations is None else read_generations(Path(str(generations)).expanduser(), questions)
-    return Benchmark(config=config, subject=subject, model_folder=model_folder, sets=sets, outputs=outputs)
+    return Job(config=config, subject=subject, model_folder=model_folder, sets=sets, outputs=outputs)
 
 
 def _is_set(arguments: Sequence[str], name: str) -> bool:
     return any(item.lstrip("+").startswith(name) for item in arguments)
 
 
-def _folder(benchmark: Benchmark) -> Path:
-    config = benchmark.config
+def _folder(job: Job) -> Path:
+    config = job.config
     if config.benchmark.out is not None:
         return Path(config.benchmark.out).expanduser()
-    name = f"{benchmark.subject.name}-{digest_of([str(item) for item in _identity(benchmark).items()])}"
+    name = f"{job.subject.name}-{digest_of([str(item) for item in _identity(job).items()])}"
     return Path(config.runs_dir).expanduser() / "evaluation" / name
 
 
-def _identity(benchmark: Benchmark) -> dict[str, Any]:
+def _identity(job: Job) -> dict[str, Any]:
     """What makes two evaluations the same: the model, the questions, and how both are asked and judged."""
-    config, tree = benchmark.config, plain(benchmark.config)
-    model = benchmark.model_folder
+    config, tree = job.config, plain(job.config)
+    model = job.model_folder
     weights = [] if model is None else sorted(model.glob("*.safetensors"))
     return {
-        "subject": benchmark.subject.name,
-        "path": str(model or Path(benchmark.subject.path).expanduser().resolve()),
+        "subject": job.subject.name,
+        "path": str(model or Path(job.subject.path).expanduser().resolve()),
         "weights": [[file.name, file.stat().st_size] for file in weights],
         "seed": config.seed,
         "prompt": {"terse": config.model.terse_prompt, "max_pixels": config.model.max_pixels},
@@ -154,7 +164,7 @@ def _identity(benchmark: Benchmark) -> dict[str, Any]:
                 "num_questions": len(item.examples),
                 "digest": digest_of([str({**asdict(example), "image": ""}) for example in item.examples]),
             }
-            for item in benchmark.sets
+            for item in job.sets
         ],
     }
 
@@ -165,32 +175,28 @@ def _setting(tree: Any, name: str) -> Any:
     return tree
 
 
-async def _measure(
-    benchmark: Benchmark, store: EvaluationStore, console: Console, similarity: Similarity | None
-) -> list[TraceRow]:
-    config, log_dir = benchmark.config, store.path / "logs"
+async def _measure(job: Job, store: EvaluationStore, console: Console, similarity: Similarity | None) -> list[TraceRow]:
+    config, log_dir = job.config, store.path / "logs"
     log_dir.mkdir(exist_ok=True)
     _catch_signals()
     spent = sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in store.rows.values())
     async with running_evaluation_parts(
         config,
         console,
-        model_folder=benchmark.model_folder,
+        model_folder=job.model_folder,
         similarity=similarity,
         judge_requests_spent=spent,
         log_dir=log_dir,
         after_ray=_catch_signals,
     ) as parts:
-        rollout = parts.rollout or GeneratedElsewhere(
-            benchmark.outputs or {}, step_strategy=config.algorithm.step_strategy
-        )
+        rollout = parts.rollout or GeneratedElsewhere(job.outputs or {}, step_strategy=config.algorithm.step_strategy)
         await rollout.set_policy_version(0)
         collector = Collector(
             rollout=rollout, judge=parts.judge, answers=parts.answers, answer_kind=config.reward.answer.kind
         )
         with console.stage("questions"):
             return await evaluate(
-                benchmark.questions,
+                job.questions,
                 collector,
                 store,
                 max_new_tokens=config.rollout.max_new_tokens,
@@ -208,10 +214,66 @@ def _catch_signals() -> None:
         loop.add_signal_handler(number, task.cancel)
 
 
-def _conclude(benchmark: Benchmark, store: EvaluationStore, rows: Sequence[TraceRow], console: Console) -> None:
-    results = store.finish([example.id for example in benchmark.questions])
-    correct = sum(row.correct for row in rows)
-    console.note(f"{correct} of {len(rows)} correct; {results}")
+def _conclude(job: Job, store: EvaluationStore, rows: Sequence[TraceRow], console: Console, command: str) -> None:
+    """Write what there is to read: rows, facts, page, tables, exports."""
+    store.finish([example.id for example in job.questions])
+    evaluation = Evaluation(facts=_facts(job, command), rows=rows)
+    write_facts(store.path, evaluation.facts)
+    page, *_ = write_benchmark(store.path, [evaluation])
+    if job.config.benchmark.vlmevalkit:
+        for item in job.sets:
+            write_vlmevalkit_tsv(store.path / f"{item.name}.tsv", item.examples)
+    failed = unrated(rows)
+    if failed:
+        console.note(f"{len(failed)} questions lack a ruling; the same command asks again for them alone")
+    _show([evaluation], page)
+
+
+def _show(evaluations: Sequence[Evaluation], page: Path) -> None:
+    """The accuracies, to the screen."""
+    table = Table(title="Answer accuracy, 95 % Wilson intervals", title_justify="left")
+    for name in ("model", "set", "n", "correct", "judge errors", "accuracy"):
+        table.add_column(name, justify="left" if name in ("model", "set") else "right")
+    for evaluation in evaluations:
+        results = summarise_sets(evaluation.rows, seed=evaluation.facts.seed)
+        named = [*((set_title(name), result) for name, result in results.sets.items()), ("all (micro)", results.micro)]
+        for title, item in named if len(results.sets) > 1 else named[:1]:
+            counts = (item.num, item.num_correct, item.num_judge_errors)
+            table.add_row(evaluation.facts.model, title, *map(str, counts), share_text(item.wilson))
+    screen = RichConsole(highlight=False)
+    screen.print(table)
+    screen.print(f"report: {page}", soft_wrap=True)
+
+
+def _facts(job: Job, command: str) -> EvaluationFacts:
+    config, judge = job.config, judge_identity(job.config.judge)
+    by_judge = config.reward.answer.kind == AnswerKind.JUDGE
+    return EvaluationFacts(
+        model=job.subject.name,
+        seed=config.seed,
+        judge=judge.model if judge else None,
+        step_rubric=judge.step_rubric if judge else None,
+        answer_rubric=judge.answer_rubric if judge and by_judge else None,
+        open_rules={item.name: item.open_rule for item in job.sets},
+        command=command,
+        notices=(LEXICAL_NOTICE,) if config.judge.kind == JudgeKind.LEXICAL else (),
+        settings={
+            "answers": str(config.reward.answer.kind),
+            "max new tokens": str(config.rollout.max_new_tokens),
+            "checkpoint": str(job.model_folder or job.subject.path),
+        },
+    )
+
+
+def _compare(config: Config) -> int:
+    """Show finished evaluations side by side."""
+    if config.benchmark.out is None:
+        raise ConfigError("benchmark.compare needs benchmark.out=<folder for the page and tables>")
+    evaluations = [read_evaluation(Path(folder).expanduser()) for folder in config.benchmark.compare]
+    folder = Path(config.benchmark.out).expanduser()
+    page, *_ = write_benchmark(folder, evaluations)
+    _show(evaluations, page)
+    return 0
 
 
 if __name__ == "__main__":

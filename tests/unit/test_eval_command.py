@@ -17,7 +17,7 @@ from mrpo.compose import compose_config
 from mrpo.config import JudgeConfig, RewardConfig, plain
 from mrpo.data.jsonl import write_jsonl
 from mrpo.errors import ConfigError, DataError, ResourceError
-from mrpo.eval.__main__ import main, prepare_benchmark
+from mrpo.eval.__main__ import main, prepare_job
 from mrpo.eval.evaluate import evaluate
 from mrpo.eval.generations import GeneratedElsewhere, read_generations
 from mrpo.eval.questions import load_question_sets
@@ -240,9 +240,9 @@ def test_answers_are_judged_where_there_is_a_judge(tmp_path: Path) -> None:
     file = tmp_path / "outputs.json"
     file.write_text(json.dumps([{"id": example.id, "text": RIGHT} for example in examples]))
     arguments = [f"benchmark.root={tmp_path}", f"benchmark.generations={file}", "benchmark.sets=[vqa_rad]"]
-    assert prepare_benchmark(arguments).config.reward.answer.kind == AnswerKind.MIXED
-    assert prepare_benchmark([*arguments, "judge=lexical"]).config.reward.answer.kind == AnswerKind.JUDGE
-    exact = prepare_benchmark([*arguments, "judge=lexical", "reward.answer.kind=exact"])
+    assert prepare_job(arguments).config.reward.answer.kind == AnswerKind.MIXED
+    assert prepare_job([*arguments, "judge=lexical"]).config.reward.answer.kind == AnswerKind.JUDGE
+    exact = prepare_job([*arguments, "judge=lexical", "reward.answer.kind=exact"])
     assert exact.config.reward.answer.kind == AnswerKind.EXACT
     assert [item.name for item in exact.sets] == ["vqa_rad"] and exact.model_folder is None
 
