@@ -14,7 +14,10 @@ ARGS ?=
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
 # Settings may also stand on make's own command line: `make train algorithm=grpo`. What make knows is left out.
-OVERRIDES := $(ARGS) $(filter-out $(foreach name,PYTHON VENV DEVICE EXP ARGS MODEL SETS,$(name)=%),$(MAKEOVERRIDES))
+BLANK := $(subst ,, )
+GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where a value holds blanks
+OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS)
+OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
 .PHONY: help setup train ablation data eval report test test-all test-gpu check format bench clean
 
