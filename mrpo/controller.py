@@ -25,10 +25,9 @@ from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import Learner
 from mrpo.run_reading import BestStep
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
-from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, score_group_batch
+from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, judge_failures, score_group_batch
 from mrpo.types import (
     Example,
-    JudgeFailure,
     LearnStats,
     ScoreSample,
 )
@@ -180,16 +179,14 @@ class Controller:
         """Rewards and token advantages; refuses a step in which the judge was mostly out.
 
         Raises:
-            JudgeUnavailableError: the share of failed judgements is above `judge.max_failure_share`.
+            JudgeUnavailableError: the share of completions without a ruling is above `judge.max_failure_share`.
         """
         config = self.config
-        calls = [call for trace in traces for call in (trace.judgement, trace.answer_judgement) if call is not None]
-        judged = [call.outcome for call in calls]
-        failures = [outcome for outcome in judged if isinstance(outcome, JudgeFailure)]
-        if judged and len(failures) / len(judged) > config.judge.max_failure_share:
+        num_judged, failures = judge_failures(traces, config.algorithm, config.reward)
+        if num_judged and len(failures) / num_judged > config.judge.max_failure_share:
             reasons = ", ".join(sorted({f"{failure.reason}: {failure.detail}" for failure in failures})[:3])
             raise JudgeUnavailableError(
-                f"{len(failures)} of {len(judged)} judgements of step {self.step + 1} failed, above "
+                f"the judge failed on {len(failures)} of {num_judged} completions of step {self.step + 1}, above "
                 f"judge.max_failure_share={config.judge.max_failure_share:g} ({reasons}); mend the judge, then "
                 "go on with resume=<this run>"
             )

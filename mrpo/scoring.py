@@ -139,10 +139,11 @@ def score_group_batch(
     """
     groups = _groups(traces, group_size, prompt_order)
     uses_verdicts = rewards_use_verdicts(algorithm, reward)
+    no_judge = not any(trace.judgement for trace in traces) and any(_can_be_judged(trace) for trace in traces)
     rated: list[_Rated] = []
     unjudged_groups = failed_groups = 0
     for group in groups:
-        unjudged = _is_unjudged(group)
+        unjudged = no_judge or _is_unjudged(group)
         failed = uses_verdicts and not unjudged and any(_counts_as_failure(trace, algorithm) for trace in group)
         if on_failure == JudgeFailurePolicy.FAIL:
             _raise_failure([trace for trace in group if not _is_masked(trace, algorithm)], steps=failed)
@@ -171,6 +172,24 @@ def rewards_use_verdicts(algorithm: AlgorithmConfig, reward: RewardConfig) -> bo
     return _is_shaped(algorithm) or reward.process_weight > 0
 
 
+def judge_failures(
+    traces: Sequence[Trace], algorithm: AlgorithmConfig, reward: RewardConfig
+) -> tuple[int, list[JudgeFailure]]:
+    """How many completions the judge was asked about in earnest, and why it failed on some: one failure a completion.
+
+    Rulings on steps count where they decide about an advantage; where the judge only measures, its failures are seen in
+    the metrics and stop nothing.
+    """
+    in_earnest = rewards_use_verdicts(algorithm, reward)
+    num_judged, failures = 0, []
+    for trace in traces:
+        calls = (trace.answer_judgement, trace.judgement if in_earnest else None)
+        outcomes = [call.outcome for call in calls if call is not None]
+        num_judged += bool(outcomes)
+        failures += [outcome for outcome in outcomes if isinstance(outcome, JudgeFailure)][:1]
+    return num_judged, failures
+
+
 def _is_shaped(algorithm: AlgorithmConfig) -> bool:
     """Whether verdicts decide about the advantages of tokens."""
     by_position = algorithm.shaping == Shaping.MRPO and algorithm.schedule == Schedule.NONE
@@ -188,6 +207,10 @@ def _groups(traces: Sequence[Trace], group_size: int, prompt_order: Sequence[str
         if indices != list(range(group_size)):
             raise MRPOError(f"prompt {prompt_id!r} has samples {indices}, expected 0 to {group_size - 1} once each")
     return list(by_prompt.values())
+
+
+def _can_be_judged(trace: Trace) -> bool:
+    return trace.example.rationale is not None and bool(trace.completion.steps)
 
 
 def _is_unjudged(group: Sequence[Trace]) -> bool:

@@ -50,7 +50,7 @@ class TraceRow:
     answer_reward: float | None
     process_reward: float | None
     step_count_reward: float | None
-    reward: float | None  # weighted sum; None: the group has process rewards and this completion has none
+    reward: float | None  # weighted sum of all parts; None: a part that its group has is missing here
     advantage: float | None
     token_advantages: list[float] | None  # [T]
     in_baseline: bool | None  # False: left out of its group's baseline, no gradient

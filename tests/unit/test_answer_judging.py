@@ -33,8 +33,10 @@ EMPTY_ANSWER = f"{NO_ANSWER}<answer>  </answer>"
 
 
 def answers_judged(*, num_steps: int = 1, **sections: Any) -> Config:
-    """A run in which the judge rates the answers."""
-    return with_config(num_steps=num_steps, **{"reward": {"answer": AnswerConfig(kind=AnswerKind.JUDGE)}, **sections})
+    """A run in which the judge rates the answers; it may fail on one completion of each group of four."""
+    reward = {"answer": AnswerConfig(kind=AnswerKind.JUDGE)}
+    judge = {"max_failure_share": 0.25, **sections.pop("judge", {})}
+    return with_config(num_steps=num_steps, **{"reward": reward, "judge": judge, **sections})
 
 
 def first_of_each_group(request: AnswerRequest) -> FailureReason | None:
@@ -133,11 +135,11 @@ def test_a_failed_answer_judgement_ends_the_run_under_fail(tmp_path: Path) -> No
     assert world.recorder.checkpoints == [0]
 
 
-def test_too_many_failures_are_counted_over_both_kinds_of_calls(tmp_path: Path) -> None:
-    """All 8 answers of 16 calls: half failed."""
-    world = make_world(tmp_path, answers_judged(judge={"max_failure_share": 0.49}))
+def test_a_completion_without_one_of_its_rulings_has_failed(tmp_path: Path) -> None:
+    """All 8 answers of 16 calls failed: these are all completions of the step."""
+    world = make_world(tmp_path, answers_judged(judge={"max_failure_share": 0.99}))
     world.judge.failing_answers = lambda request: FailureReason.BUDGET
-    with pytest.raises(JudgeUnavailableError, match="8 of 16 judgements of step 1"):
+    with pytest.raises(JudgeUnavailableError, match="the judge failed on 8 of 8 completions of step 1"):
         world.run()
 
 

@@ -320,7 +320,7 @@ def test_too_many_failed_judgements_end_the_run_after_a_checkpoint(tmp_path: Pat
         return first_of_each_group(request) if world.learner.weights == 2 else None
 
     world.judge.failing = fails_later
-    with pytest.raises(JudgeUnavailableError, match="2 of 8 judgements of step 3") as caught:
+    with pytest.raises(JudgeUnavailableError, match="the judge failed on 2 of 8 completions of step 3") as caught:
         world.run()
     assert "judge.max_failure_share=0.2" in str(caught.value)
     assert "timeout: as told" in str(caught.value)

@@ -391,6 +391,14 @@ def test_where_verdicts_decide_nothing_a_failed_judgement_harms_nobody(policy: J
     assert batch.counts.groups_answer_only == 0
 
 
+def test_without_a_judge_a_group_that_wrote_no_step_is_unjudged_too() -> None:
+    traces = [trace("a", index, valid=None) for index in range(2)]
+    traces += [trace("b", index, valid=None, num_steps=0) for index in range(2)]
+    batch = score(traces, group_size=2)
+    assert column(batch, "process_reward") == [None] * 4
+    assert batch.counts.groups_unjudged == 2
+
+
 def unrated(item: Trace) -> Trace:
     """The same, with an answer that the judge failed to rate."""
     failure = JudgeFailure(reason=FailureReason.BAD_JSON, detail="prose")
