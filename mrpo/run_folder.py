@@ -30,6 +30,7 @@ from mrpo.metrics import evaluation_metrics
 from mrpo.rows import write_rows
 from mrpo.run_lock import RunLock
 from mrpo.run_reading import (
+    FORMAT,
     STEP_NAME,
     BestStep,
     Checkpoint,
@@ -39,6 +40,7 @@ from mrpo.run_reading import (
     read_config,
     read_metrics,
     read_state,
+    require_current_format,
 )
 from mrpo.trace_row import row_of_evaluation, row_of_trace
 
@@ -83,7 +85,7 @@ class RunFolder:
             (path / name).mkdir()
         write_text(path / "config.yaml", yaml.safe_dump(dict(config_tree), sort_keys=False, allow_unicode=True))
         write_text(path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
-        state = RunState(experiment=experiment, created_s=time.time(), status=RunStatus.RUNNING, step=0)
+        state = RunState(experiment=experiment, created_s=time.time(), status=RunStatus.RUNNING, step=0, format=FORMAT)
         run = cls(path, config_tree, state, lock)
         run._write_state()
         run.event("run created")
@@ -94,11 +96,12 @@ class RunFolder:
         """Open an existing run to go on with it; repairs what a crash left half done and notes it in `events.log`.
 
         Raises:
-            DataError: no run folder, or one that is damaged beyond a torn last line.
+            DataError: no run folder, one of another version's format, or one damaged beyond a torn last line.
             ResourceError: another process is writing this run, or the folder cannot be written.
         """
         folder = Path(path).expanduser().resolve()
         state = read_state(folder)
+        require_current_format(folder, state)
         check_writable(folder)
         run = cls(folder, read_config(folder), state, RunLock.take(folder))
         for part in (folder, *(folder / name for name in PARTS)):
@@ -282,15 +285,18 @@ def check_writable(folder: str | Path) -> None:
 
 
 def find_resumable(runs_dir: str | Path, experiment: str) -> Path | None:
-    """The newest run of `experiment` that did not finish, has a checkpoint and is not being written now."""
+    """The newest run of `experiment` that can be gone on with: unfinished, with a checkpoint, of this format, free."""
     candidates: list[tuple[float, Path]] = []
     for folder in (Path(runs_dir).expanduser() / experiment).glob("*/"):
         try:
             state = read_state(folder)
+            if state.status == RunStatus.FINISHED or not list_checkpoints(folder):
+                continue
+            require_current_format(folder, state)
         except DataError as error:
             log.warning("passed over: %s", error)
             continue
-        if state.status != RunStatus.FINISHED and list_checkpoints(folder) and not RunLock.is_held(folder):
+        if not RunLock.is_held(folder):
             candidates.append((state.created_s, folder))
     return max(candidates)[1].resolve() if candidates else None
 

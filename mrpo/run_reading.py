@@ -15,6 +15,7 @@ from mrpo.choices import BestMetric
 from mrpo.errors import DataError
 
 STEP_NAME = re.compile(r"step_(\d+)(\.parquet|\.json)?")
+FORMAT = 2  # of a run folder: of its settings and of the columns of its Parquet files
 
 
 class RunStatus(StrEnum):
@@ -48,6 +49,7 @@ class RunState:
     created_s: float  # time.time()
     status: RunStatus
     step: int  # last step whose metrics were written; 0: none
+    format: int  # see `FORMAT`; a file that says none is of format 1
     best: BestStep | None = None  # None: not evaluated during training
 
 
@@ -75,17 +77,32 @@ def read_state(folder: Path) -> RunState:
     """
     path = folder / "state.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = {"format": 1, **json.loads(path.read_text(encoding="utf-8"))}
         best = tree.pop("best", None)
         if best is not None:
             best = BestStep(**{**best, "metric": BestMetric(best["metric"])})
-        return RunState(**{**tree, "status": RunStatus(tree["status"]), "best": best})
+        typed = {"format": int(tree["format"]), "status": RunStatus(tree["status"]), "best": best}
+        return RunState(**{**tree, **typed})
     except OSError as error:
         raise DataError(
             f"{folder} is no run folder: state.json: {error.strerror}; expected runs/<experiment>/<time>"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error}; restore it, or start a new run") from None
+
+
+def require_current_format(folder: Path, state: RunState) -> None:
+    """Refuse to go on with a run whose files would be half of one format, half of another.
+
+    Raises:
+        DataError: another version of mrpo wrote it.
+    """
+    if state.format != FORMAT:
+        age = "an earlier" if state.format < FORMAT else "a later"
+        raise DataError(
+            f"{folder} was written by {age} version of mrpo (format {state.format}, this version writes {FORMAT}); "
+            "start a new run, or resume it with that version"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

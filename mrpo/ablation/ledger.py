@@ -13,7 +13,7 @@ from mrpo.ablation.trainer import Outcome, VariantStatus
 from mrpo.atomic import write_text
 from mrpo.errors import DataError, ResourceError
 from mrpo.run_lock import RunLock
-from mrpo.run_reading import RunStatus, list_checkpoints, read_state
+from mrpo.run_reading import FORMAT, RunStatus, list_checkpoints, read_state
 
 SLUG_LENGTH = 48  # characters of a folder's name that people read
 
@@ -97,7 +97,7 @@ class VariantFolder:
             raise ResourceError(f"{run} is being written by another process; wait for it or end it first")
         record = self.record()
         self._write(replace(record, status=VariantStatus.RUNNING, error=None, attempts=record.attempts + 1))
-        if run is not None and list_checkpoints(run):
+        if run is not None and list_checkpoints(run) and read_state(run).format == FORMAT:
             return [f"resume={quoted(str(run))}"]
         own = [line for line in self.variant.overrides if not line.startswith("runs_dir=")]
         return [*own, f"runs_dir={quoted(str(self.path))}"]

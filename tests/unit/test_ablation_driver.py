@@ -147,6 +147,20 @@ def test_a_training_that_failed_with_a_checkpoint_is_resumed(plan: Plan, tmp_pat
     assert outcome.failed == []
 
 
+def test_a_run_of_an_earlier_version_is_left_and_started_again(plan: Plan, tmp_path: Path) -> None:
+    run(plan, tmp_path, FakeTrainer(endings={0: "interrupted"}))
+    folder = VariantFolder.locate(tmp_path / "ablation" / "made_up", plan.variants[0])
+    left = folder.run()
+    assert left is not None
+    state = json.loads((left / "state.json").read_text())
+    (left / "state.json").write_text(json.dumps({name: value for name, value in state.items() if name != "format"}))
+    again = FakeTrainer()
+    outcome, _ = run(plan, tmp_path, again)
+    assert again.calls[0][-1].startswith("runs_dir=")
+    assert statuses(outcome) == ["finished"] * 4
+    assert left.is_dir() and folder.run() != left
+
+
 def test_a_run_that_finished_without_its_study_knowing_counts(plan: Plan, tmp_path: Path) -> None:
     run(plan, tmp_path, FakeTrainer())
     folder = VariantFolder.locate(tmp_path / "ablation" / "made_up", plan.variants[0])

@@ -15,7 +15,16 @@ from mrpo.choices import BestMetric
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder, check_writable, find_resumable
-from mrpo.run_reading import BestStep, RunStatus, list_evaluations, list_rollouts, read_config, read_metrics, read_state
+from mrpo.run_reading import (
+    FORMAT,
+    BestStep,
+    RunStatus,
+    list_evaluations,
+    list_rollouts,
+    read_config,
+    read_metrics,
+    read_state,
+)
 from mrpo.types import FailureReason
 
 
@@ -247,6 +256,28 @@ def test_find_resumable_is_the_newest_unfinished_free_run_with_a_checkpoint(tmp_
     assert find_resumable(tmp_path, "demo") == runs[0].path
     held.close()
     assert find_resumable(tmp_path, "other") is None
+
+
+def give_format(folder: Path, number: int | None) -> None:
+    """Make a run look as another version wrote it; None: before there were formats."""
+    tree = json.loads((folder / "state.json").read_text())
+    del tree["format"]
+    (folder / "state.json").write_text(json.dumps(tree if number is None else {**tree, "format": number}))
+
+
+@pytest.mark.parametrize(("number", "words"), [(None, "an earlier version .*format 1"), (99, "a later version")])
+def test_a_run_of_another_format_is_read_and_not_gone_on_with(run: RunFolder, number: int | None, words: str) -> None:
+    assert read_state(run.path).format == FORMAT == 2
+    with run.checkpoint(1):
+        pass
+    run.close()
+    give_format(run.path, number)
+    before = (run.path / "events.log").read_text()
+    with pytest.raises(DataError, match=f"{words}.*start a new run, or resume it with that version"):
+        RunFolder.open(run.path)
+    assert (run.path / "events.log").read_text() == before
+    assert find_resumable(run.path.parent.parent, "demo") is None
+    assert read_state(run.path).format == (number or 1)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
