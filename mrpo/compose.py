@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 import conf
 from mrpo.config import Config, default_tree
 from mrpo.errors import ConfigError
+from mrpo.run_reading import read_config, read_state, require_current_format
 from mrpo.validation import build_config
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,23 @@ GROUPS = tuple(
     sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")) and path != STUDIES)
 )
 
-FIXED = ("seed", "data", "model", "rollout.prompts_per_step", "rollout.group_size")  # within a run, for exact resume
+# Settings and sections that stay within a run: a resumed run is exact, and its record has one meaning from end to end.
+FIXED = (
+    "seed",
+    "data",
+    "model",
+    "algorithm",
+    "reward",
+    "judge.kind",
+    "judge.noise",
+    "rollout.prompts_per_step",
+    "rollout.group_size",
+    "rollout.temperature",
+    "rollout.top_p",
+    "rollout.max_new_tokens",
+)
+# Of these, where things lie and run.
+MOVABLE = ("data.root", "reward.answer.bertscore.placement", "reward.answer.bertscore.batch_size")
 
 
 def choices(group: str) -> list[str]:
@@ -60,13 +76,17 @@ def settings_tree(overrides: Sequence[str]) -> dict[str, Any]:
     """Value overrides such as `data.source=here` as a nested tree, for commands that compose no files.
 
     Raises:
-        ConfigError: bad syntax, or a removal.
+        ConfigError: bad syntax, a removal, several values, or settings that contradict each other.
     """
     tree = OmegaConf.create({})
-    for override in _parse(overrides):
-        _refuse_removal(override)
-        OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
-    return _plain(tree)
+    try:
+        for override in _parse(overrides):
+            _refuse_removal(override)
+            _refuse_several_values(override)
+            OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
+        return _plain(tree)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the overrides do not compose: {str(error).splitlines()[0]}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,22 +136,27 @@ def resume_config(run: Path, overrides: Sequence[str]) -> Config:
     """The configuration of an existing run, with plain value overrides on top.
 
     Raises:
-        ConfigError: as `compose_config`; also for a group choice and for what decides data, model or order, which
-            cannot change within a run.
+        ConfigError: as `compose_config`; also for a group choice and for what is `FIXED` within a run.
+        DataError: the run folder is damaged, or of another version's format.
     """
     file = run / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"resume={run}: no config.yaml there; give a folder like runs/phantom/<time>")
-    tree = OmegaConf.create(yaml.safe_load(file.read_text(encoding="utf-8")))
-    for override in _parse(overrides):
-        name = override.key_or_group
-        fixed = name in FIXED or name.startswith(tuple(f"{group}." for group in FIXED if group in GROUPS))
-        if name in GROUPS or (fixed and name != "data.root"):
-            raise ConfigError(f"{name}={override.value()} cannot change when a run is resumed; start a new run for it")
-        if name != "resume":
-            OmegaConf.update(tree, name, override.value(), force_add=True)
-    OmegaConf.update(tree, "resume", str(run))
-    return build_config(_plain(tree))
+    require_current_format(run, read_state(run))
+    saved = read_config(run)
+    parsed = _parse(overrides)
+    for override in parsed:
+        _refuse_removal(override)
+        _refuse_several_values(override)
+        _refuse_fixed(override)
+    try:
+        tree = OmegaConf.create(saved)
+        for override in parsed:
+            if override.key_or_group != "resume":
+                OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
+        return build_config({**_plain(tree), "resume": str(run)})
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{file} and the overrides do not compose: {str(error).splitlines()[0]}") from None
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -160,7 +185,17 @@ def _refuse_removal(override: Override) -> None:
 
 def _refuse_several_values(override: Override) -> None:
     if override.is_sweep_override():
-        raise ConfigError(f"{override.input_line!r}: a run takes one value; several are for make ablation")
+        line, name = override.input_line, override.key_or_group
+        raise ConfigError(
+            f"{line!r}: expected one value (a list is written {name}=[a,b]); several are for make ablation"
+        )
+
+
+def _refuse_fixed(override: Override) -> None:
+    name = override.key_or_group
+    is_fixed = any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED)
+    if name in GROUPS or (is_fixed and name not in MOVABLE):
+        raise ConfigError(f"{name}={override.value()} cannot change when a run is resumed; start a new run for it")
 
 
 def _compose_tree(groups: Sequence[str], values: Sequence[Override]) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mrpo.choices import JudgeKind, Shaping
-from mrpo.compose import choices, compose_config, resume_config
+from mrpo.compose import choices, compose_config, resume_config, settings_tree
 from mrpo.config import Config, default_tree, plain
-from mrpo.errors import ConfigError
+from mrpo.errors import ConfigError, DataError
+from mrpo.run_folder import RunFolder
 from mrpo.validation import build_config
 
 NEEDS = ["data.root=/data", "judge.url=http://localhost:1/v1", "judge.model=judge"]
@@ -154,18 +155,86 @@ def test_contradictions_are_refused_with_the_remedy(overrides: list[str], words:
         assert word in str(error.value)
 
 
-def test_resume_takes_the_saved_configuration_and_value_overrides(tmp_path: Path) -> None:
-    saved = plain(compose_config(["learner.lr=3e-4", "seed=5"]))
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
-    config = resume_config(tmp_path, ["resume=x", "num_steps=400"])
-    assert (config.learner.lr, config.seed, config.num_steps, config.resume) == (3e-4, 5, 400, str(tmp_path))
-    for fixed in ("algorithm=grpo", "seed=1", "data.num_train=64", "rollout.group_size=4", "model.freeze_vision=true"):
-        with pytest.raises(ConfigError, match="cannot change"):
-            resume_config(tmp_path, [fixed])
-    with pytest.raises(ConfigError, match="unknown setting"):
-        resume_config(tmp_path, ["learner.lrr=1"])
+@pytest.fixture
+def saved_run(tmp_path: Path) -> Path:
+    with RunFolder.create(tmp_path, "phantom", plain(compose_config(["learner.lr=3e-4", "seed=5"]))) as run:
+        return run.path
+
+
+def test_resume_takes_the_saved_configuration_and_value_overrides(saved_run: Path) -> None:
+    config = resume_config(saved_run, ["resume=x", "num_steps=400"])
+    assert (config.learner.lr, config.seed, config.num_steps, config.resume) == (3e-4, 5, 400, str(saved_run))
+    free = ["data.root=/moved", "judge.url=http://b/v1", "judge.model=b", "judge.concurrency=2", "eval.every_steps=7"]
+    free += ["checkpoint.every_steps=3", "learner.lr=1e-5", "reward.answer.bertscore.placement=actor"]
+    config = resume_config(saved_run, free)
+    assert (config.data.root, config.judge.model, config.eval.every_steps) == ("/moved", "b", 7)
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        "algorithm=grpo",
+        "algorithm.shaping=none",
+        "algorithm.loss.beta=0",
+        "++algorithm.step_strategy=fixed_tokens:8",
+        "reward.process_weight=0",
+        "reward={process_weight: 0}",
+        "reward.answer.kind=mixed",
+        "judge=none",
+        "judge.kind=none",
+        "judge.noise=0.1",
+        "seed=1",
+        "data.num_train=64",
+        "rollout.group_size=4",
+        "rollout.max_new_tokens=64",
+        "rollout.temperature=0.5",
+        "model.freeze_vision=true",
+    ],
+)
+def test_what_a_run_means_cannot_change_on_resume(fixed: str, saved_run: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot change when a run is resumed; start a new run for it"):
+        resume_config(saved_run, [fixed])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learner.lrr=1", "unknown setting 'learner.lrr'"),
+        ("learner.lr=1,2", "expected one value (a list is written"),
+        ("algorithm.base=1,2", "expected one value (a list is written"),
+        ("~algorithm.base", "settings cannot be removed; give algorithm.base a value"),
+        ("learner.lr=${nothing.there}", "do not compose: Interpolation key"),
+        ("seed.deeper=1", "seed.deeper=1 cannot change"),
+        ("num_steps.deeper=1", "num_steps"),
+    ],
+)
+def test_a_bad_override_of_a_resumed_run_is_one_line(override: str, words: str, saved_run: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        resume_config(saved_run, [override])
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_cannot_be_resumed_is_refused_before_anything_else(saved_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.yaml"):
         resume_config(tmp_path / "nowhere", [])
+    state = json.loads((saved_run / "state.json").read_text())
+    (saved_run / "state.json").write_text(json.dumps({**state, "format": 1}))
+    with pytest.raises(DataError, match=r"was written by an earlier version of mrpo .*; start a new run, or resume it"):
+        resume_config(saved_run, [])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.set=a,b", r"data\.set=\[a,b\]"),
+        ("~data.set", "cannot be removed"),
+        ("data.set=${x}", "do not compose: Interpolation key 'x'"),
+    ],
+)
+def test_settings_without_files_are_read_as_strictly(override: str, words: str) -> None:
+    assert settings_tree(["data.set=a", "++data.max_rows=3"]) == {"data": {"set": "a", "max_rows": 3}}
+    with pytest.raises(ConfigError, match=words):
+        settings_tree([override])
 
 
 def test_plain_data_builds_the_same_configuration_again() -> None:
