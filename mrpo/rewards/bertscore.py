@@ -30,6 +30,9 @@ def check_encoder(config: BertScoreConfig) -> None:
     """
     from transformers import AutoConfig
 
+    folder = Path(_address(config))
+    if _is_path(_address(config)) and not folder.is_dir():
+        raise _unusable(config, FileNotFoundError(f"no such folder: {folder.absolute()}"))
     try:
         encoder = AutoConfig.from_pretrained(_address(config))
         num_layers, model_type = int(encoder.num_hidden_layers), str(encoder.model_type)
@@ -154,6 +157,11 @@ class BertScoreEncoder:
 def _address(config: BertScoreConfig) -> str:
     assert config.model is not None
     return str(Path(config.model).expanduser()) if config.model.startswith("~") else config.model
+
+
+def _is_path(address: str) -> bool:
+    """Whether the text can only be meant as a path: a hub id is one name, or two with one "/" between."""
+    return address.startswith((".", "/")) or "\\" in address or address.count("/") > 1 or address.endswith("/")
 
 
 def _unusable(config: BertScoreConfig, error: Exception) -> ConfigError:

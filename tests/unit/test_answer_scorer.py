@@ -156,6 +156,30 @@ def test_a_missing_encoder_names_the_setting(tmp_path: Path) -> None:
             assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "model", ["./encoder", "../encoder", "~/no_such_encoder", "models/bert/base", "models/", "{}/none", ".\\encoder"]
+)
+def test_a_missing_folder_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no such folder: /") as raised:
+        check_encoder(settings(model.format(tmp_path)))
+    assert "Repo id" not in str(raised.value)
+
+
+@pytest.mark.parametrize("model", ["no_such_encoder", "no_such_organisation/at-all"])
+def test_a_hub_id_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be loaded") as raised:
+        check_encoder(settings(model))
+    assert "no such folder" not in str(raised.value)
+
+
+def test_a_relative_folder_that_is_there(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(folder).parent)
+    check_encoder(settings(f"./{Path(folder).name}"))
+
+
 def test_more_layers_than_there_are(folder: str) -> None:
     with pytest.raises(ConfigError, match=r"reward\.answer\.bertscore\.num_layers=12 .* 2 layers .* at most 2"):
         local_similarity(mixed_config(settings(folder, num_layers=12)))

@@ -171,6 +171,132 @@ def test_what_only_looks_like_an_equal_quantity(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "answer",
+    [
+        *("two", "2.0", "4/2", "2 lesions", "two lesions", "Two (2) lesions", "there are 2", "There are two nodules."),
+        *(
+            "2 in total",
+            "a total of 2",
+            "about 2",
+            "approx. 2 masses",
+            "~2",
+            "≈ 2",
+            "circa two",
+            "exactly 2",
+            "It is 2",
+        ),
+        *("2 lymph nodes", "2 separate metastases are seen", "There are 2 fractures in total", r"$\sqrt{4}$", "1+1"),
+    ],
+)
+def test_what_answers_how_many_with_two(mixed: AnswerReward, answer: str) -> None:
+    assert symbolically_equal(answer, "2")
+    assert symbolically_equal("2", answer)
+    assert mixed(answer, "2") == mixed("2", answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("not 2", "no 2", "without 2", "no lesions 2", "2 are not seen", "minus 2", "-2", "neither 2"),
+        *("less than 2", "more than 2", "at least 2", "up to 2", "over 2", "almost 2", "2 or more", "2+", "<2", "≥ 2"),
+        *("1 < 2", "3 > 2", "x = 2", "3=2", "= 2", "≠2", "≤2", "2 = 2"),
+        *(
+            "2 cm",
+            "2 in",
+            "2 mm lesion",
+            "2 cm in total",
+            r"2 \text{ cm}",
+            "2°",
+            "2 weeks",
+            "2 times",
+            "2%",
+            "€2",
+            "2‰",
+        ),
+        *(
+            "grade 2",
+            "lesion 2",
+            "left 2",
+            "2 left",
+            "T2",
+            "2nd",
+            "2x",
+            "No. 2",
+            "2 of 3",
+            "1 and 2",
+            "2/",
+            "2 million",
+        ),
+        *("2a" * 30, "2 " + "a " * 28 + "~", "2 a" + "-." * 28 + "~", r"2\pi"),
+        *(r"2\sqrt", r"-^1.5\cdot*2", r"\frac2", r"2\frac", "1)2", "*2 +", r"{2}}\pi"),
+    ],
+)
+def test_what_does_not_answer_how_many_with_two(mixed: AnswerReward, answer: str) -> None:
+    assert not symbolically_equal(answer, "2")
+    assert not symbolically_equal("2", answer)
+    assert max(mixed(answer, "2"), mixed("2", answer)) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("about 2 cm", "2.0 cm", True),
+        ("there are 2 lesions in total", "2.0 lesions", True),
+        ("less than 2 cm", "less than 2.0 cm", True),
+        ("less than 2 cm", "more than 2 cm", False),
+        ("not 2 cm", "2 cm", False),
+        ("2 lesions", "2.0 nodules", False),
+        ("<5", "<5.0", True),
+        ("< 5 mm", "<5.0 mm", True),
+        ("<5", ">5", False),
+        ("<5 mm", "5 mm", False),
+        ("2 > 1", "2 > 1.0", False),
+        ("3 > 1", "2 > 1", False),
+        ("2 = 3", "1 = 3", False),
+        ("5 mg/dL", "5.0 mg/dL", True),
+        ("5 mg/dL", "5 mg/L", False),
+        ("37 °C", "37.0°C", True),
+        ("37 °C", "37 °F", False),
+        ("3 × 10^9/L", "2 × 10^9/L", False),
+        (r"2 \text{cm}", r"2 \text{mm}", False),
+        (r"2 \text{cm}", "2.0 cm", True),
+        (r"2\pi", r"3\pi", False),
+        ("−2", "-2.0", True),
+    ],
+)
+def test_words_and_signs_around_a_number_have_to_agree(one: str, other: str, equal: bool) -> None:
+    assert symbolically_equal(one, other) == symbolically_equal(other, one) == equal
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("50%", "50.0 %", True),
+        ("50%", "50 percent", True),
+        ("50%", "fifty per cent", True),
+        (r"50\%", "50%", True),
+        ("50%", "0.5", True),
+        ("50%", "1/2", True),
+        ("50%", r"\frac{1}{2}", True),
+        ("about 12.5%", "1/8", True),
+        ("100%", "1.0", True),
+        ("50% stenosis", "50 percent stenosis", True),
+        ("50%", "50", False),
+        ("50%", "50.0", False),
+        ("0.5%", "0.5", False),
+        ("100%", "1", False),
+        ("200%", "2 lesions", False),
+        ("50%", "60%", False),
+        ("50% stenosis", "50 stenosis", False),
+        ("50% stenosis", "0.5", False),
+        ("1/0%", "0.5", False),
+    ],
+)
+def test_a_percentage_is_a_fraction_and_no_whole_number(one: str, other: str, equal: bool) -> None:
+    assert symbolically_equal(one, other) == symbolically_equal(other, one) == equal
+
+
+@pytest.mark.parametrize(
     "bomb", ["9^{9^{9^9}}", "9**9**9", "10^1000000", "99999!", "\\sum_{n=1}^{9}n", "(9^9)^{9^9}", "1" * 63, "{" * 64]
 )
 def test_costly_answers_are_not_evaluated(mixed: AnswerReward, bomb: str) -> None:
@@ -274,6 +400,52 @@ dextrocardia with left effusion | left effusion
 """
 
 
+SWAPPED = """
+left side larger than the right | right side larger than the left
+left > right | right > left
+L > R | R > L
+R>L | L>R
+left > right | left < right
+left smaller than right | right smaller than left
+from left to right | from right to left
+right-to-left shunt | left-to-right shunt
+left pleural effusion and right pneumothorax | right pleural effusion and left pneumothorax
+left lower lobe and right upper lobe | right lower lobe and left upper lobe
+LUL mass, RLL nodule | RUL mass, LLL nodule
+Bilateral effusions, larger on the left | Bilateral effusions, larger on the right
+upper mass, lower cyst | upper cyst, lower mass
+superior to the inferior one | inferior to the superior one
+The left is larger. The right is small. | The right is larger. The left is small.
+Bilateral effusions, left > right | bilateral effusions, right > left
+unilateral rather than bilateral | bilateral rather than unilateral
+anterior bigger than posterior | posterior bigger than anterior
+"""
+NOT_SWAPPED = """
+left and right | right and left
+left/right | right / left
+both | left and right
+left, right | right, left
+left or right | right or left
+left and right lungs | right and left lungs
+L/R | R/L
+R and L | L & R
+left-right asymmetry | right-left asymmetry
+left larger than right | right smaller than left
+left > right | right < left
+L > R | left larger than right
+left pleural effusion and right pneumothorax | right pneumothorax and left pleural effusion
+left lung clear, right lung hazy | the right lung is hazy and the left lung is clear
+left side larger than the right | left larger than right
+The left is larger. The right is small. | right small, left larger
+left > right | left and right
+left hemidiaphragm lower than right | right hemidiaphragm higher than left
+bilateral effusions, larger on the left | left and right effusions
+LUL and RLL | right lower lobe and left upper lobe
+upper and lower lobes | lower and upper lobes
+lungs, left and right | lungs: right and left
+"""
+
+
 def pairs_of(table: str) -> list[tuple[str, str]]:
     rows = [line.split(" | ") for line in table.strip().splitlines()]
     return [(one, other) for one, other in rows]
@@ -286,13 +458,27 @@ def test_another_side_or_height_earns_nothing(mixed: AnswerReward, one: str, oth
         assert mixed(variant(one), variant(other)) == mixed(variant(other), variant(one)) == 0.0
 
 
+@pytest.mark.parametrize(("one", "other"), pairs_of(SWAPPED))
+def test_swapped_ends_earn_nothing(mixed: AnswerReward, one: str, other: str) -> None:
+    assert laterality_conflict(one, other)
+    assert mixed(one, other) == mixed(other, one) == 0.0
+
+
+@pytest.mark.parametrize(("one", "other"), pairs_of(NOT_SWAPPED))
+def test_ends_may_change_places_where_nothing_hangs_on_it(one: str, other: str) -> None:
+    assert not laterality_conflict(one, other)
+    assert not laterality_conflict(other, one)
+
+
 @pytest.mark.parametrize(("one", "other"), pairs_of(NO_CONFLICTS))
 def test_no_side_is_found_where_none_is_meant(one: str, other: str) -> None:
     assert not laterality_conflict(one, other)
     assert not laterality_conflict(other, one)
 
 
-@pytest.mark.parametrize("text", sorted({text for pair in pairs_of(CONFLICTS) for text in pair}))
+@pytest.mark.parametrize(
+    "text", sorted({text for table in (CONFLICTS, SWAPPED, NOT_SWAPPED) for pair in pairs_of(table) for text in pair})
+)
 def test_an_answer_does_not_contradict_itself(mixed: AnswerReward, text: str) -> None:
     assert mixed(text, text) == mixed(f"{text}.", text) == mixed(text.upper(), text) == 1.0
 
