@@ -39,9 +39,9 @@ from mrpo.choices import (
 
 STRICT = ConfigDict(extra="forbid")
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -130,6 +130,11 @@ class LossConfig:
                 f"importance=mask keeps weights from importance_floor={floor:g} to importance_cap={cap:g}; the floor "
                 "must be below the cap, and 1 (no mismatch) from one to the other"
             )
+        if self.importance == Importance.TRUNCATE and cap < 1.0:
+            raise ValueError(
+                f"importance=truncate with importance_cap={cap:g} cuts the weight of every token, those without a "
+                "mismatch (1) too; set importance_cap to 1 or more"
+            )
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -186,7 +191,7 @@ class RolloutConfig:
     prompts_per_step: PositiveInt = 8
     group_size: Annotated[int, Field(ge=2)] = 8
     temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1.0
     max_new_tokens: PositiveInt = 96
     max_model_len: PositiveInt = 256  # prompt with image tokens, and completion
     max_num_seqs: PositiveInt = 128  # per engine
@@ -260,7 +265,7 @@ class JudgeConfig:
     backoff_s: Positive = 0.5  # first pause; doubles, jittered, up to backoff_max_s
     backoff_max_s: Positive = 20.0
     max_completion_tokens: PositiveInt = 2048
-    temperature: float | None = 0.0  # null: not sent
+    temperature: NonNegative | None = 0.0  # null: not sent
     send_image: bool = True
     on_failure: JudgeFailurePolicy = JudgeFailurePolicy.EXCLUDE
     noise: Share = 0.0  # chance that a verdict used for training is flipped (an ablation of judge quality)

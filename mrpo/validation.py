@@ -94,6 +94,16 @@ def check_contradictions(config: Config) -> None:
         raise ConfigError(
             "reward.answer.kind=judge needs a judge, but judge.kind=none; set reward.answer.kind=mixed, or a judge"
         )
+    _check_rewards(config)
+    if judge.noise > 0 and judge.kind == JudgeKind.NONE:
+        raise ConfigError(
+            f"judge.noise={judge.noise:g} flips verdicts, but judge.kind=none gives none; set judge.noise=0, or a judge"
+        )
+    if algorithm.shaping in STEP_CREDITING and judge.kind == JudgeKind.NONE:
+        raise ConfigError(
+            f"algorithm.shaping={algorithm.shaping} gives tokens the verdicts on their steps, but judge.kind=none; "
+            "set a judge, or algorithm.shaping=none"
+        )
     if algorithm.shaping in STEP_CREDITING and config.reward.process_weight == 0:
         raise ConfigError(
             f"algorithm.shaping={algorithm.shaping} gives the process reward to tokens, but reward.process_weight=0; "
@@ -147,4 +157,15 @@ def check_contradictions(config: Config) -> None:
     if data.num_train is not None and data.num_train < rollout.prompts_per_step:
         raise ConfigError(
             f"data.num_train={data.num_train} is less than rollout.prompts_per_step={rollout.prompts_per_step}"
+        )
+
+
+def _check_rewards(config: Config) -> None:
+    """Refuse rewards that are 0 for every completion."""
+    reward, judge = config.reward, config.judge.kind
+    earns_by_steps = reward.process_weight > 0 and judge != JudgeKind.NONE
+    if not (reward.answer_weight > 0 or reward.step_count_weight > 0 or earns_by_steps):
+        raise ConfigError(
+            f"reward.answer_weight=0, reward.step_count_weight=0 and reward.process_weight={reward.process_weight:g} "
+            f"with judge.kind={judge} leave no reward to learn from; set a weight, e.g. reward.answer_weight=1"
         )

@@ -109,7 +109,8 @@ def prepare_job(arguments: Sequence[str]) -> Job:
     else:
         config = compose_config([item for item in arguments if item.startswith("benchmark.")])
         subject = find_subject(str(model), config.benchmark.checkpoint)
-    config = compose_config(["judge=none", "experiment=phantom", *subject.overrides, *arguments])
+    trained = [*subject.overrides, "algorithm.shaping=none"]  # nothing is shaped here, and it may need a judge
+    config = compose_config(["judge=none", "experiment=phantom", *trained, *arguments])
     model_folder = None
     if model is not None:
         config = replace(config, model=replace(config.model, path=subject.path))

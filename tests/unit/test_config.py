@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mrpo.choices import JudgeKind, Shaping
+from mrpo.choices import STEP_CREDITING, JudgeKind, Shaping
 from mrpo.compose import choices, compose_config, resume_config, settings_tree
 from mrpo.config import Config, default_tree, plain
 from mrpo.errors import ConfigError, DataError
@@ -74,9 +74,14 @@ def test_every_baseline_is_what_its_name_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", choices("algorithm"))
 def test_every_baseline_goes_with_every_recipe(name: str) -> None:
-    for experiment in ("internvl3", "vqa_rad_smoke"):
-        config = compose_config([f"experiment={experiment}", f"algorithm={name}", *NEEDS])
-        assert config.algorithm.shaping == BASELINES[name][1]
+    config = compose_config(["experiment=internvl3", f"algorithm={name}", *NEEDS])
+    assert config.algorithm.shaping == BASELINES[name][1]
+    without_judge = ["experiment=vqa_rad_smoke", f"algorithm={name}", *NEEDS]
+    if config.algorithm.shaping in STEP_CREDITING:
+        with pytest.raises(ConfigError, match=f"shaping={config.algorithm.shaping} .* judge.kind=none; set a judge"):
+            compose_config(without_judge)
+    else:
+        assert compose_config(without_judge).algorithm.shaping == config.algorithm.shaping
 
 
 def test_published_hyper_parameters() -> None:
@@ -104,6 +109,12 @@ def test_overrides_reach_their_fields() -> None:
         ("+brand.new=1", ["unknown setting 'brand'"]),
         ("learner.lr=fast", ["learner.lr='fast'", "number"]),
         ("learner.lr=-1", ["learner.lr=-1", "greater than 0"]),
+        ("algorithm.base=inf", ["algorithm.base=inf", "finite"]),
+        ("algorithm.eps=inf", ["algorithm.eps=inf", "finite"]),
+        ("algorithm.loss.beta=nan", ["algorithm.loss.beta=nan", "finite"]),
+        ("algorithm.threshold=nan", ["algorithm.threshold=nan", "finite"]),
+        ("reward.process_weight=inf", ["reward.process_weight=inf", "finite"]),
+        ("judge.temperature=-1", ["judge.temperature=-1", "greater than or equal to 0"]),
         ("learner=7", ["no such learner: '7'", "small"]),
         ("experiment=phantm", ["no such experiment: 'phantm'", "did you mean 'phantom'", "vqa_rad_smoke"]),
         ("algorithm.schedule=cubic", ["algorithm.schedule='cubic'", "'exponential'", "'reversed'"]),
@@ -138,6 +149,20 @@ def test_bad_overrides_are_named_in_one_line(override: str, words: list[str]) ->
         (["data.num_train=4"], ["data.num_train=4", "prompts_per_step=8"]),
         (["judge=none", "reward.answer.kind=judge"], ["reward.answer.kind=judge", "judge.kind=none"]),
         (["algorithm=pure_min", "reward.process_weight=0"], ["algorithm.shaping=pure", "reward.process_weight=0"]),
+        (
+            ["algorithm=process_supervision", "judge=none"],
+            ["shaping=process_supervision", "set a judge", "shaping=none"],
+        ),
+        (["judge=none", "judge.noise=0.1"], ["judge.noise=0.1", "judge.noise=0"]),
+        (
+            ["reward.answer_weight=0", "reward.process_weight=0", "reward.step_count_weight=0"],
+            ["reward.answer_weight=0", "reward.process_weight=0", "no reward", "reward.answer_weight=1"],
+        ),
+        (
+            ["reward.answer_weight=0", "reward.step_count_weight=0", "judge=none"],
+            ["reward.process_weight=1", "judge.kind=none", "no reward"],
+        ),
+        (["algorithm.loss.importance_cap=0.5"], ["importance_cap=0.5", "importance_cap to 1 or more"]),
         (["algorithm.loss.ratio=sequence"], ["shaping=mrpo", "ratio=sequence_token"]),
         (["algorithm=gspo", "algorithm.loss.aggregation=token_mean"], ["algorithm.loss", "sequence_mean"]),
         (["rollout.temperature=0.7"], ["rollout.temperature=1", "algorithm.loss.importance=none"]),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mrpo.choices import AnswerKind, BestMetric, CheckpointChoice, JudgeKind
 from mrpo.collection import Collector
-from mrpo.compose import compose_config
+from mrpo.compose import choices, compose_config
 from mrpo.config import JudgeConfig, RewardConfig, plain
 from mrpo.data.jsonl import write_jsonl
 from mrpo.errors import ConfigError, DataError, ResourceError
@@ -216,6 +216,18 @@ def test_a_run_folder_names_its_checkpoint_and_how_its_policy_is_asked(tmp_path:
         again = compose_config(latest.overrides)
         assert (again.rollout.max_new_tokens, again.algorithm) == (77, config.algorithm)
         assert again.model.path is None and again.model.terse_prompt
+
+
+@pytest.mark.parametrize("algorithm", choices("algorithm"))
+def test_whatever_a_policy_was_trained_by_it_is_measured_without_a_judge(algorithm: str, tmp_path: Path) -> None:
+    prepared(tmp_path)
+    trained = plain(compose_config([f"algorithm={algorithm}", "judge.noise=0.1"]))
+    with RunFolder.create(tmp_path, "phantom", trained) as folder, folder.checkpoint(1) as target:
+        (target / "hf").mkdir()
+        (target / "hf" / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    model = f"benchmark.model={folder.path}"
+    config = prepare_job([f"benchmark.root={tmp_path}", model, "benchmark.sets=[vqa_rad]"]).config
+    assert config.judge.kind == JudgeKind.NONE
 
 
 def test_what_the_command_refuses_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
