@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from mrpo.ablation.study import Axis, Study
+from mrpo.ablation.unread import find_unread
 from mrpo.compose import Setting, Sweep, compose_config, read_sweeps
 from mrpo.config import Config, plain
 from mrpo.errors import ConfigError
@@ -57,15 +58,18 @@ def make_plan(study: Study, overrides: Sequence[str] = ()) -> Plan:
             `seed=` replaces the study's seeds.
 
     Raises:
-        ConfigError: a configuration is refused (the message names the variant), or an axis makes the same run twice.
+        ConfigError: a configuration is refused (the message names the variant), an axis makes the same run twice or
+            varies what training does not read, or an override is of what every axis sets.
     """
-    given = read_sweeps([*study.common, *overrides])
+    own = read_sweeps(overrides)
+    given = [*read_sweeps(study.common), *own]
     _refuse_places(given)
     seeds = next((sweep for sweep in reversed(given) if sweep.key == "seed"), None)
     seed_lines = [f"seed={seed}" for seed in study.seeds] if seeds is None else _overrides(seeds.settings)
     common = {sweep.key: sweep.settings[0].override for sweep in given if len(sweep.settings) == 1}
     swept = [sweep for sweep in given if len(sweep.settings) > 1 and sweep.key != "seed"]
     axes = [(axis, _axis_sweeps(axis, swept)) for axis in study.axes]
+    _refuse_overridden(study.name, own, [sweeps for _, sweeps in axes])
 
     compose = cache(compose_config)  # takes a tenth of a second, and every row asks for its default too
     variants: dict[str, Variant] = {}
@@ -77,6 +81,8 @@ def make_plan(study: Study, overrides: Sequence[str] = ()) -> Plan:
                 lines = common | _by_key((*sweeps, *swept), settings) | {"seed": seed_line}
                 variant = _variant(compose, axis.name, (*labels, seed_line), lines.values())
                 default = common | _by_key(swept, settings[len(sweeps) :]) | {"seed": seed_line}
+                _refuse_unread(f"axis {axis.name!r}", _varied(sweeps) or sweeps, variant, "take a study without it")
+                _refuse_unread("the command line", swept, variant, "give it one value")
                 variant = variants.setdefault(variant.key, variant)
                 entry = Entry(
                     axis=axis.name,
@@ -138,6 +144,30 @@ def _refuse_places(sweeps: Sequence[Sweep]) -> None:
                 f"{sweep.settings[0].label}: a study decides by itself which of its runs to resume; run it again"
                 if sweep.key == "resume"
                 else f"{sweep.key} is one place for the whole study; give one value"
+            )
+
+
+def _varied(sweeps: Sequence[Sweep]) -> list[Sweep]:
+    return [sweep for sweep in sweeps if len(sweep.settings) > 1]
+
+
+def _refuse_unread(who: str, sweeps: Sequence[Sweep], variant: Variant, other_remedy: str) -> None:
+    """Training the same again under another name costs hours and looks like a finding."""
+    for sweep in sweeps:
+        unread = find_unread(sweep.key, variant.config)
+        if unread is not None:
+            raise ConfigError(
+                f"{who} varies {sweep.key}, which changes no training with {unread.cause} (variant {variant.label}); "
+                f"{unread.remedy}, or {other_remedy}"
+            )
+
+
+def _refuse_overridden(study: str, own: Sequence[Sweep], axes: Sequence[Sequence[Sweep]]) -> None:
+    for sweep in own:
+        if all(sweep.key in {other.key for other in sweeps} for sweeps in axes):
+            raise ConfigError(
+                f"{sweep.settings[0].label}: every axis of study {study!r} sets {sweep.key} itself, so that this "
+                "changes no run; leave it out, or take a study of other axes"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -122,11 +123,11 @@ def test_a_swept_override_of_the_command_line_multiplies_every_axis() -> None:
 
 
 def test_a_plain_override_changes_what_the_axes_vary() -> None:
-    plan = make_plan(study_of(BASE, SCHEDULE, common=("num_steps=9",)), ["algorithm.base=1", "learner.lr=3e-4"])
+    plan = make_plan(study_of(BASE, SCHEDULE, common=("num_steps=9",)), ["algorithm.base=2", "learner.lr=3e-4"])
     assert all(variant.config.learner.lr == 3e-4 and variant.config.num_steps == 9 for variant in plan.variants)
-    assert [entry.is_default for entry in plan.entries] == [True, False, True, False]
-    linear = plan.variants[-1].config
-    assert (linear.algorithm.base, linear.algorithm.schedule) == (1.0, Schedule.LINEAR)
+    assert [entry.is_default for entry in plan.entries] == [False, False, True, False]
+    assert [variant.config.algorithm.base for variant in plan.variants] == [1.0, math.e, 2.0, 2.0]
+    assert plan.variants[-1].config.algorithm.schedule == Schedule.LINEAR
 
 
 def test_seeds_come_from_the_study_or_the_command_line() -> None:
@@ -161,6 +162,53 @@ def test_what_is_refused_names_the_variant_before_anything_starts(
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        (
+            "base",
+            ["algorithm=grpo"],
+            ["axis 'base' varies algorithm.base", "shaping=none", "set algorithm.shaping=mrpo"],
+        ),
+        ("base", ["algorithm=pure_min"], ["algorithm.base", "algorithm.shaping=pure"]),
+        ("base", ["judge=none"], ["algorithm.base", "judge.kind=none", "set a judge"]),
+        ("base", ["algorithm.schedule=none"], ["algorithm.base", "algorithm.schedule=none", "=exponential"]),
+        ("schedule", ["algorithm=grpo"], ["axis 'schedule' varies algorithm.schedule", "shaping=none"]),
+        ("schedule", ["algorithm=mrpo_uniform"], ["algorithm.schedule", "algorithm.base=1"]),
+        ("threshold", ["algorithm=gdpo"], ["algorithm.threshold", "algorithm.shaping=none"]),
+        ("judge_noise", ["judge=none"], ["axis 'judge_noise' varies judge.noise", "judge.kind=none"]),
+        ("judge_noise", ["algorithm=grpo_answer_only"], ["judge.noise", "reward.process_weight=0", "process_weight=1"]),
+        ("process_reward", ["judge=none"], ["reward.process_weight", "judge.kind=none"]),
+        ("steps", ["algorithm=grpo_answer_only"], ["algorithm.step_strategy", "reward.step_count_weight=0"]),
+        ("all", ["algorithm=grpo"], ["axis 'base' varies algorithm.base"]),
+        ("steps", ["algorithm.credit_temperature=0,0.1"], ["the command line varies algorithm.credit_temperature"]),
+        ("schedule", ["algorithm.base=2,3"], ["the command line varies algorithm.base", "schedule=none", "variant"]),
+        ("base", ["algorithm.base=2"], ["algorithm.base=2: every axis of study 'base' sets algorithm.base itself"]),
+        ("algorithms", ["algorithm=grpo"], ["algorithm=grpo: every axis of study 'algorithms'"]),
+    ],
+)
+def test_a_study_whose_settings_change_no_training_is_refused(
+    name: str, overrides: list[str], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_plan(load_study(name), [*overrides, "seed=0"])
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_what_training_reads_may_vary() -> None:
+    for name, overrides, num_runs in (
+        ("judge_noise", ["algorithm=grpo"], 4),  # through the process reward
+        ("steps", ["algorithm=grpo_answer_only", "reward.step_count_weight=1"], 3),
+        ("process_reward", ["algorithm=grpo"], 2),
+        ("step_count_reward", ["judge=none"], 2),
+        ("schedule", ["algorithm.base=2"], 4),
+        ("all", ["algorithm.base=2"], 16),
+    ):
+        assert len(make_plan(load_study(name), [*overrides, "seed=0"]).variants) == num_runs
 
 
 def test_sweeps_are_read_by_hydras_own_grammar() -> None:
