@@ -9,33 +9,30 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.text import Text
-
 from mrpo.ablation.console import StudyConsole
 from mrpo.ablation.driver import StudyOutcome, run_study, study_folder
 from mrpo.ablation.plan import make_plan
 from mrpo.ablation.study import load_study, study_names
-from mrpo.ablation.trainer import INTERRUPTED, ProcessTrainer
-from mrpo.errors import ConfigError, UserError
+from mrpo.ablation.trainer import ProcessTrainer
+from mrpo.command_line import FAILED, INTERRUPTED, exit_code, quiet_libraries
+from mrpo.errors import ConfigError
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run or go on with a study; returns the exit code."""
     logging.basicConfig(level=logging.WARNING)
+    return exit_code(lambda: _study(arguments))
+
+
+def _study(arguments: Sequence[str]) -> int:
     console = StudyConsole()
-    try:
-        name, overrides = split_arguments(arguments)
-        plan = make_plan(load_study(name), overrides)
-        folder = study_folder(plan, plan.variants[0].config.runs_dir)
-        with ProcessTrainer() as trainer:
-            outcome = run_study(plan, folder, trainer, console)
-    except UserError as error:
-        message = Text.assemble(("error: ", "bold red"), str(error))
-        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
-        return 2
+    name, overrides = split_arguments(arguments)
+    plan = make_plan(load_study(name), overrides)
+    folder = study_folder(plan, plan.variants[0].config.runs_dir)
+    with ProcessTrainer() as trainer:
+        outcome = run_study(plan, folder, trainer, console)
     console.note(f"results: {folder / 'results.md'}, results.parquet, results.svg")
-    return _exit_code(outcome, console)
+    return _conclude(outcome, console)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -53,14 +50,16 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return names[0], [item for item in arguments if not item.startswith("study=")]
 
 
-def _exit_code(outcome: StudyOutcome, console: StudyConsole) -> int:
+def _conclude(outcome: StudyOutcome, console: StudyConsole) -> int:
+    """Say how the study ended; the exit code for it."""
     for record in outcome.failed:
         console.note(f"failed: {record.label}: {record.error}")
     if outcome.is_interrupted:
         console.note("interrupted; the same command goes on from here")
         return INTERRUPTED
-    return 1 if outcome.failed else 0
+    return FAILED if outcome.failed else 0
 
 
 if __name__ == "__main__":
+    quiet_libraries()
     sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells and `mrpo.train` report it
+from mrpo.command_line import INTERRUPTED
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

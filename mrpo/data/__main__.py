@@ -12,30 +12,28 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mrpo.command_line import exit_code, quiet_libraries
 from mrpo.compose import settings_tree
 from mrpo.data.download import Downloader
 from mrpo.data.prepare import Prepared, prepare
 from mrpo.data.sets import SETS
 from mrpo.data.settings import PrepareCommand, PrepareConfig
 from mrpo.data.tables import funnel_table, leak_table, rationale_table
-from mrpo.errors import ConfigError, UserError
+from mrpo.errors import ConfigError
 from mrpo.validation import build
 
 USAGE = "python -m mrpo.data prepare data.set=<name> data.source=<folder with the set> data.out=<new folder>"
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare a set. Returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        config = configure(arguments)
-        prepared = prepare(config, downloads=Downloader(cache=Path(config.cache_dir).expanduser()))
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return exit_code(lambda: _prepare(arguments))
+
+
+def _prepare(arguments: Sequence[str]) -> int:
+    config = configure(arguments)
+    prepared = prepare(config, downloads=Downloader(cache=Path(config.cache_dir).expanduser()))
     _show(prepared, config)
     return 0
 
@@ -75,4 +73,5 @@ def _show(prepared: Prepared, config: PrepareConfig) -> None:
 
 
 if __name__ == "__main__":
+    quiet_libraries()
     sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mrpo.errors import ConfigError, UserError
+from mrpo.command_line import exit_code, quiet_libraries
+from mrpo.errors import ConfigError
 from mrpo.report.render import write_report
 
 USAGE = "python -m mrpo.report run=<a run folder, e.g. runs/phantom/20260101-120000>"
@@ -18,11 +19,11 @@ USAGE = "python -m mrpo.report run=<a run folder, e.g. runs/phantom/20260101-120
 def main(arguments: Sequence[str]) -> int:
     """Render the report. Returns the exit code: 0, or 2 with one line of explanation."""
     logging.basicConfig(level=logging.WARNING)
-    try:
-        path = write_report(run_argument(arguments))
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
-        return 2
+    return exit_code(lambda: _report(arguments))
+
+
+def _report(arguments: Sequence[str]) -> int:
+    path = write_report(run_argument(arguments))
     Console(highlight=False).print(f"report: {path.resolve()}", markup=False, soft_wrap=True)
     return 0
 
@@ -39,4 +40,5 @@ def run_argument(arguments: Sequence[str]) -> Path:
 
 
 if __name__ == "__main__":
+    quiet_libraries()
     sys.exit(main(sys.argv[1:]))

@@ -76,4 +76,4 @@ def test_an_error_is_one_line_and_exit_code_2(source: Path, tmp_path: Path, caps
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert captured.err.startswith(f"{source}/train.json, row 1: field 'image_name' is missing")
+    assert captured.err.startswith(f"error: {source}/train.json, row 1: field 'image_name' is missing")
