@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mrpo.compose import compose_config
+from mrpo.config import plain
+from mrpo.run_folder import RunFolder
 from mrpo.train import main
 
 
@@ -115,6 +118,21 @@ def test_run_folder_not_writable(capfd: pytest.CaptureFixture[str], tmp_path: Pa
 def test_nothing_to_resume(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     expect_error(capfd, ["resume=auto", f"runs_dir={tmp_path}"], "resume=auto", "start one without resume")
     expect_error(capfd, [f"resume={tmp_path}/none", f"runs_dir={tmp_path}"], "no config.yaml")
+
+
+def test_a_run_of_an_earlier_version(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "phantom", plain(compose_config([]))) as run, run.checkpoint(1):
+        pass
+    state = json.loads((run.path / "state.json").read_text())
+    del state["format"]
+    (run.path / "state.json").write_text(json.dumps(state))
+    expect_error(capfd, [f"resume={run.path}"], "an earlier version of mrpo", "start a new run, or resume it with")
+
+
+def test_what_a_resumed_run_cannot_take(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "phantom", plain(compose_config([]))) as run:
+        pass
+    expect_error(capfd, [f"resume={run.path}", "algorithm.shaping=none"], "algorithm.shaping=none cannot change")
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not JSON"])
