@@ -329,7 +329,9 @@ class CheckpointConfig:
 
     every_steps: NonNegativeInt = 50  # 0: only at the end
     keep_last: PositiveInt = 2
-    best: BestMetric = BestMetric.ACCURACY  # with eval.every_steps: the checkpoint that is best at this is kept as well
+    # With eval.every_steps: the checkpoint that is best at this is kept as well. It is chosen on the questions of
+    # data.test_file, so name a validation file there where the test questions are to stay unseen.
+    best: BestMetric = BestMetric.ACCURACY
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)

@@ -45,6 +45,8 @@ class Recorder(Protocol):
 
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path: ...
 
+    def has_evaluation(self, name: str) -> bool: ...
+
     @property
     def best(self) -> BestStep | None: ...
 
@@ -112,17 +114,27 @@ class Controller:
         await self.parity_gate()
         if config.eval.before and not resumed:
             await self.evaluate("before", self.test)
+        if self._is_evaluated_on_the_way and not self.recorder.has_evaluation(f"step_{self.step}"):
+            await self.evaluate_slice()  # the earlier part of the run ended before it could
         while self.step < config.num_steps:
             await self.train_step()
             every = config.checkpoint.every_steps
             if every and self.step % every == 0 and self.step < config.num_steps:
                 await self.save()
-            is_final = config.eval.after and self.step == config.num_steps  # "after" then says the same
-            if config.eval.every_steps and self.step % config.eval.every_steps == 0 and not is_final:
+            if self._is_evaluated_on_the_way:
                 await self.evaluate_slice()
         await self.save()
         if config.eval.after:
-            await self.evaluate("after", self.test)
+            records = await self.evaluate("after", self.test)
+            if config.eval.every_steps:
+                await self._keep_best(records[: config.eval.num_periodic])
+
+    @property
+    def _is_evaluated_on_the_way(self) -> bool:
+        config = self.config
+        is_final = config.eval.after and self.step == config.num_steps  # "after" then says the same
+        every = config.eval.every_steps
+        return bool(every) and self.step > 0 and self.step % every == 0 and not is_final
 
     async def _save_after(self, error: MRPOError) -> None:
         """Keep the steps done; where even that fails, the first error is still the one to report."""
@@ -243,15 +255,17 @@ class Controller:
 
     async def evaluate_slice(self) -> None:
         """Evaluate during training, on a part of the questions; the best step's checkpoint is kept."""
-        metrics = await self.evaluate(f"step_{self.step}", self.test[: self.config.eval.num_periodic])
+        await self._keep_best(await self.evaluate(f"step_{self.step}", self.test[: self.config.eval.num_periodic]))
+
+    async def _keep_best(self, records: Sequence[EvalRecord]) -> None:
         metric, best = self.config.checkpoint.best, self.recorder.best
-        value = metrics.get(f"eval/{metric}")  # absent where nothing was judged
+        value = evaluation_metrics(records).get(f"eval/{metric}")  # absent where nothing was judged
         if value is not None and (best is None or best.is_beaten_by(metric, value)):
             await self.save()
             self.recorder.mark_best(BestStep(step=self.step, metric=metric, value=value))
 
-    async def evaluate(self, name: str, questions: Sequence[Example]) -> Mapping[str, float]:
-        """Greedy completions of held-out questions, their accuracy and their failure cascades, as logged."""
+    async def evaluate(self, name: str, questions: Sequence[Example]) -> list[EvalRecord]:
+        """Greedy completions of held-out questions, their accuracy and their failure cascades, put on record."""
         config = self.config
         examples = {example.id: example for example in questions}
         requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
@@ -261,7 +275,7 @@ class Controller:
         metrics = evaluation_metrics(records)
         for watcher in self.watchers:
             watcher.evaluation(name, self.step, metrics)
-        return metrics
+        return records
 
     async def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
-from mrpo.data.sets import SETS
+from mrpo.data.sets import SETS, Layout
 from mrpo.errors import ConfigError
+from mrpo.types import Example
 
+RESTRICTED = re.compile(r"credential|physionet|gated|no redistribution", re.IGNORECASE)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -20,22 +23,25 @@ def is_external(judge: JudgeConfig) -> bool:
     return urlsplit(judge.url or "").hostname not in LOOPBACK
 
 
-def require_judge_allowed(datasets: Iterable[str], judge: JudgeConfig) -> None:
+def require_judge_allowed(examples: Iterable[Example], judge: JudgeConfig) -> None:
     """Refuse to send data to an external judge where its license forbids that.
 
-    Args:
-        datasets: names of the sets; one that `mrpo/data/sets.py` does not know is its owner's business.
-        judge: of the run.
+    A set that `mrpo/data/sets.py` does not know, or that is given a license of its own, is its owner's business unless
+    that license speaks of restricted access.
 
     Raises:
         ConfigError: a set forbids it.
     """
     if not is_external(judge):
         return
-    for name in sorted(set(datasets)):
-        if name in SETS and not SETS[name].external_judge_allowed:
+    for name, license_text in sorted({(example.dataset, example.license) for example in examples}):
+        spec = SETS.get(re.sub(r"[^a-z0-9]+", "_", name.casefold()))
+        by_set = spec is not None and not spec.external_judge_allowed
+        # Published files may be of any sets: what their owner says of the license decides.
+        own_words = spec is not None and spec.loader == Layout.PUBLISHED and license_text != spec.license
+        if RESTRICTED.search(license_text) or (by_set and not own_words):
             raise ConfigError(
-                f"{SETS[name].title} may not be sent to an external judge ({SETS[name].license}), and judge.url="
+                f"{spec.title if spec else name} may not be sent to an external judge ({license_text}), and judge.url="
                 f"{judge.url} is not this machine; use a judge of your own and say so with judge.on_premises=true, "
                 "or judge=none"
             )

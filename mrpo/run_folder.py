@@ -159,6 +159,10 @@ class RunFolder:
         write_text(path.with_suffix(".json"), json.dumps(evaluation_metrics(records), indent=2) + "\n")
         return path
 
+    def has_evaluation(self, name: str) -> bool:
+        """Whether an evaluation of this name is on record."""
+        return (self.path / "eval" / f"{name}.parquet").is_file()
+
     @property
     def best(self) -> BestStep | None:
         """The best step so far by evaluations during training."""

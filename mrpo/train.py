@@ -56,7 +56,7 @@ def _train(arguments: Sequence[str]) -> int:
     model_folder = None if config.model.path is None else local_checkpoint(config.model)
     similarity = answer_similarity(config)
     dataset = load_dataset(config)
-    require_judge_allowed((example.dataset for example in (*dataset.train, *dataset.test)), config.judge)
+    require_judge_allowed((*dataset.train, *dataset.test), config.judge)
     with Console(config.num_steps) as console:
         console.route_logs()
         for row in dataset.bad_rows:

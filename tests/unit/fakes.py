@@ -291,6 +291,9 @@ class FakeRecorder:
         self.evaluations[name] = list(records)
         return self.folder / name
 
+    def has_evaluation(self, name: str) -> bool:
+        return name in self.evaluations
+
     def mark_best(self, best: BestStep) -> None:
         self.best = best
 

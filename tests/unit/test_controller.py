@@ -573,6 +573,28 @@ def test_the_best_step_of_a_slice_is_saved_and_marked(tmp_path: Path) -> None:
     assert world.recorder.checkpoints == [1, 2, 4], "the first, the best and the last; none twice"
 
 
+def test_the_last_step_may_be_the_best_one(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"eval": {"every_steps": 1, "num_periodic": 2, "after": True}}
+    world = make_world(tmp_path, with_config(num_steps=2, **sections), texts=(WRONG,))
+    world.watcher.on_step = lambda step: world.rollout.table.update(
+        dict.fromkeys(world.rollout.table, (RIGHT,)) if step == 2 else {}
+    )
+    world.run()
+    assert list(world.recorder.evaluations) == ["step_1", "after"]
+    assert world.recorder.best == BestStep(step=2, metric=BestMetric.ACCURACY, value=1.0)
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for_on_resume(tmp_path: Path) -> None:
+    config = with_config(num_steps=3, eval={"every_steps": 2})
+    world = make_world(tmp_path, config, step=2)
+    world.run()
+    assert list(world.recorder.evaluations) == ["step_2"]
+    again = make_world(tmp_path, config, step=2)
+    again.recorder.evaluations["step_2"] = []
+    again.run()
+    assert again.recorder.evaluations == {"step_2": []}
+
+
 def test_evaluation_tells_wrong_from_right_and_valid_from_invalid(tmp_path: Path) -> None:
     world = make_world(tmp_path, with_config(num_steps=1, eval={"after": True}), texts=(WRONG,))
     world.run()
