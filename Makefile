@@ -42,7 +42,7 @@ ablation: setup ## train the variants of a study and tabulate them; ARGS="study=
 	@$(BIN)/python -m mrpo.ablation $(OVERRIDES)
 
 eval: setup ## benchmark a model; MODEL=<run or Hugging Face folder> SETS=vqa_rad,slake ARGS="judge=lexical" (docs/evaluation.md)
-	@$(BIN)/python -m mrpo.eval $(if $(MODEL),benchmark.model=$(MODEL)) $(if $(SETS),'benchmark.sets=[$(SETS)]') $(OVERRIDES)
+	@$(BIN)/python -m mrpo.eval $(if $(MODEL),'benchmark.model=$(MODEL)') $(if $(SETS),'benchmark.sets=[$(SETS)]') $(OVERRIDES)
 
 data: setup ## prepare a data set; ARGS="data.set=vqa_rad data.source=<folder> data.out=<new folder>" (docs/data.md)
 	@$(BIN)/python -m mrpo.data prepare $(OVERRIDES)
