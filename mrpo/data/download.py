@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrpo.data.rationales import FOLDER, PUBLISHED
-from mrpo.data.sets import HubSource, OsfSource, SetSpec, UrlSource
+from mrpo.data.rationales import FOLDER, PUBLISHED, WITHOUT_DIGEST
+from mrpo.data.sets import HubSource, Layout, OsfSource, SetSpec, UrlSource
 from mrpo.data.source import HEAD_BYTES, refuse_stand_ins, sha256_of
 from mrpo.errors import DataError
 
@@ -70,6 +70,8 @@ class Downloader:
                         f"cannot download {path} of {MEDTHINK} ({error}); clone it with Git LFS where there is "
                         f"network, and set data.rationales=<the clone, with {spec.rationales}/{FOLDER}/>"
                     ) from None
+        for missing in left_out_of(spec):
+            logger.warning("data.rationales=download leaves out %s", missing)
         return folder
 
     def _fetch(self, spec: SetSpec, folder: Path, remedy: str) -> None:
@@ -95,6 +97,20 @@ class Downloader:
         ) as error:
             reason = str(error).strip().splitlines()[0]
             raise DataError(f"cannot download {spec.title} ({reason}); where there is network, {remedy}") from None
+
+
+def left_out_of(spec: SetSpec) -> list[str]:
+    """What of MedThink's rationales of a set is not downloaded, each with what to do about it."""
+    missing = []
+    if names := WITHOUT_DIGEST.get(spec.rationales or ""):
+        files = ", ".join(f"{spec.rationales}/{FOLDER}/{name}" for name in names)
+        missing.append(f"{files} (no digest to check them by is known; take them from a clone of {MEDTHINK})")
+    if spec.loader == Layout.PARQUET:
+        missing.append(
+            f"the images that {spec.rationales} names; without them no question of {spec.title} finds its rationale: "
+            "put the files of those names below data.source"
+        )
+    return missing
 
 
 def get(url: str, target: Path, *, size: int | None, sha256: str | None) -> None:

@@ -31,6 +31,7 @@ from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.types import Example
 
 LEAK = "image also held out"
+NO_RATIONALE = "no rationale"
 DOWNLOAD = "download"  # as data.rationales
 
 
@@ -118,6 +119,9 @@ def _fill(
                 filling.add(row)
         finally:
             filling.close()
+        if rationales is not None:
+            rationales[1].require_joined(f"{rationales_root} (data.rationales) or {root} (data.source)")
+            filling.require_training()
         leaks = find_leaks(
             {split: list(shown.values()) for split, shown in filling.images_of.items()},
             near_distance=config.near_distance,
@@ -190,7 +194,7 @@ class _Filling:
             return
         rationale = row.rationale or (self.rationales.find(row) if self.rationales else None)
         if rationale is None and self.rationales and self.config.require_rationale and row.split == "train":
-            counts.left_out["no rationale"] += 1
+            counts.left_out[NO_RATIONALE] += 1
             return
         self._write(
             row,
@@ -235,6 +239,20 @@ class _Filling:
         counts = self.funnel.of(row.split)
         counts.kept += 1
         counts.joined += example.rationale is not None
+
+    def require_training(self) -> None:
+        """Refuse a training split that lost all its questions for want of a rationale.
+
+        Raises:
+            DataError: it did.
+        """
+        counts = self.funnel.splits.get("train")
+        if counts is not None and counts.left_out[NO_RATIONALE] and not counts.kept:
+            raise DataError(
+                f"no training question is left: {counts.left_out[NO_RATIONALE]} have no gold rationale; see that "
+                "data.rationales holds MedThink's training file of this set, or keep questions without one with "
+                "data.require_rationale=false"
+            )
 
     def exclude(self, paths: set[str]) -> None:
         """Take the training questions about these images out again."""

@@ -30,6 +30,9 @@ PUBLISHED = {
     ),
 }
 
+# Files of MedThink whose digest is not known here, so that a download leaves them out.
+WITHOUT_DIGEST = {"R-PathVQA": ("valset.json", "testset.json")}
+
 Key = tuple[str, str, str]  # image, question, answer
 
 
@@ -43,7 +46,9 @@ class SplitRationales:
     read: int = 0
     bad: int = 0
     repeated: int = 0  # the triple had a rationale already; the first one stays
+    asked: int = 0  # questions that looked for one
     joined: int = 0  # questions that found theirs
+    image: str = ""  # one that a rationale names, for messages
 
     @property
     def without_question(self) -> int:
@@ -64,6 +69,7 @@ class Rationales:
         rationales = self.splits.get(row.split)
         if rationales is None:
             return None
+        rationales.asked += 1
         for image in image_keys(row.image):
             key = (image, normalise(row.question), normalise(row.answer))
             if key in rationales.by_key:
@@ -72,6 +78,21 @@ class Rationales:
                 rationales.joined += 1
                 return rationales.texts[place]
         return None
+
+    def require_joined(self, place: str) -> None:
+        """Refuse a split whose rationales all failed to find a question; `place` says where the images belong.
+
+        Raises:
+            DataError: none was joined although there are both rationales and questions.
+        """
+        for split, counts in sorted(self.splits.items()):
+            if counts.asked and counts.texts and not counts.joined:
+                raise DataError(
+                    f"none of {counts.asked} {split} questions found its gold rationale among {len(counts.texts)}, "
+                    f"which are joined by image, question and answer; they name images such as {counts.image!r}, which "
+                    f"parquet rows do not: put the image files of those names below {place}, or take the {split} file "
+                    "out of data.rationales, or prepare without data.rationales"
+                )
 
 
 def read_rationales(tree: SourceTree, folder: str, images: SourceTree) -> Rationales:
@@ -105,6 +126,7 @@ def read_rationales(tree: SourceTree, folder: str, images: SourceTree) -> Ration
                 counts.repeated += 1
                 continue
             counts.texts.append(text)
+            counts.image = counts.image or image
             for triple in triples:
                 counts.by_key.setdefault(triple, len(counts.texts) - 1)
     if not rationales.files:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from prepared_sets import image_bytes
 
-from mrpo.data.download import Downloader, get
+from mrpo.data.download import Downloader, get, left_out_of
 from mrpo.data.prepare import prepare
+from mrpo.data.rationales import PUBLISHED
 from mrpo.data.sets import SETS
 from mrpo.data.settings import PrepareConfig
 from mrpo.errors import DataError
@@ -204,6 +205,20 @@ def test_rationales_are_checked_against_the_published_digests(host: Host, tmp_pa
     host.pages["/Tang-xiaoxiao/Medthink/raw/HEAD/R-RAD/open-end/trainset.json"] = b"{}"
     with pytest.raises(DataError, match=r"trainset\.json: sha256 44136fa3.*, expected 33b9f26e"):
         Downloader(cache=tmp_path, github=host.url).fetch_rationales(SETS["vqa_rad"])
+
+
+def test_what_a_download_of_rationales_leaves_out_is_said(
+    host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "R-PathVQA/open-end/trainset.json"
+    host.pages[f"/Tang-xiaoxiao/Medthink/raw/HEAD/{path}"] = b"{}"
+    monkeypatch.setitem(PUBLISHED, path, (2, sha256(b"{}")))
+    folder = Downloader(cache=tmp_path, github=host.url).fetch_rationales(SETS["pathvqa"])
+    assert (folder / path).read_bytes() == b"{}"
+    said = caplog.messages
+    assert "R-PathVQA/open-end/valset.json, R-PathVQA/open-end/testset.json" in said[0]
+    assert "the images that R-PathVQA names" in said[1]
+    assert left_out_of(SETS["vqa_rad"]) == left_out_of(SETS["slake"]) == []
 
 
 # Offline

@@ -175,6 +175,30 @@ def test_pathvqa_images_are_known_by_their_bytes(tmp_path: Path) -> None:
     assert prepared.manifest["rationales"]["splits"]["train"]["without_a_question"] == 0
 
 
+def test_pathvqa_without_the_named_images_is_refused_and_says_which(tmp_path: Path) -> None:
+    """Otherwise all training questions would go as having no rationale, and nobody would be told."""
+    source, medthink = tmp_path / "pathvqa", tmp_path / "medthink"
+    rows = [{"image": {"bytes": image_bytes(1), "path": None}, "question": "what is shown?", "answer": "cells"}]
+    write_parquet(source / "train-00000-of-00001.parquet", rows)
+    write_parquet(source / "test-00000-of-00001.parquet", rows)
+    records = [rationale("what is shown?", "cells", image="train_0001.jpg")]
+    write_json(medthink / "R-PathVQA" / "open-end" / "trainset.json", records)
+    for require in (True, False):
+        with pytest.raises(DataError, match=r"none of 1 train questions .* among 1, .*'train_0001\.jpg'.*") as caught:
+            run(source, tmp_path / "out", "pathvqa", rationales=str(medthink), require_rationale=require)
+        assert f"below {medthink} (data.rationales) or {source} (data.source)" in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_training_that_loses_every_question_is_refused(root: Path, tmp_path: Path) -> None:
+    """The rationales here are of the test alone."""
+    write_json(tmp_path / "only" / "R-RAD" / "open-end" / "testset.json", [rationale("Where?", "here", image="b.png")])
+    with pytest.raises(DataError, match=r"no training question is left: 3 have no gold rationale.*require_rationale"):
+        run(root, tmp_path / "out", rationales=str(tmp_path / "only"))
+    kept = run(root, tmp_path / "out", rationales=str(tmp_path / "only"), require_rationale=False)
+    assert kept.funnel.splits["train"].kept == 3
+
+
 @pytest.mark.parametrize(
     ("path", "key"),
     [
