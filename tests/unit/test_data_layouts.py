@@ -169,6 +169,76 @@ def test_vqa_med_keeps_questions_with_one_reference_answer(root: Path, tmp_path:
     assert prepared.funnel.splits["test"].left_out == {"more than one reference answer": 1}
 
 
+def write_vqa_med(root: Path, answers: dict[str, str]) -> None:
+    """One question and these files of reference answers; those named zip/… lie in the archive of images."""
+    (root / "Task1-VQAnswering2021-Test-Questions.txt").write_text("synpic1|what is it?\n")
+    members = {"images/synpic1.jpg": image_bytes(1, "JPEG")}
+    for name, text in answers.items():
+        if name.startswith("zip/"):
+            members[name] = text.encode()
+        else:
+            (root / name).write_text(text)
+    write_zip(root / "Task1.zip", members)
+
+
+@pytest.mark.parametrize(
+    ("own", "in_the_archive", "expected"),
+    [
+        ("Answers-4Evaluator.txt", "synpic1|acl  tear", "ACL injury"),  # differs: the evaluator's is taken
+        ("zz-Answers.txt", "synpic1 | acl  injury", "acl injury"),  # the same but for case and white space
+    ],
+)
+def test_vqa_med_with_reference_answers_of_its_own_in_the_archive(
+    root: Path, tmp_path: Path, own: str, in_the_archive: str, expected: str
+) -> None:
+    write_vqa_med(root, {own: "synpic1|ACL injury\n", "zip/ReferenceAnswers.txt": in_the_archive})
+    run(root, tmp_path / "out", "vqa_med_2021")
+    assert [row["answer"] for row in rows_of(tmp_path / "out", "test")] == [expected]
+
+
+def test_vqa_med_reference_answers_that_disagree_are_refused(root: Path, tmp_path: Path) -> None:
+    write_vqa_med(root, {"Answers.txt": "synpic1|acl injury", "zip/ReferenceAnswers.txt": "synpic1|lipoma"})
+    with pytest.raises(DataError, match=r"holds Answers\.txt and .*ReferenceAnswers\.txt .*; leave only the one"):
+        run(root, tmp_path / "out", "vqa_med_2021")
+
+
+@pytest.mark.parametrize("folder", ["", "data", "pathvqa/data", "zz/aa"])
+def test_ids_do_not_depend_on_where_parquet_files_lie(root: Path, tmp_path: Path, folder: str) -> None:
+    def rows(seed: int) -> list[dict[str, Any]]:
+        return [
+            {"image": {"bytes": image_bytes(seed), "path": None}, "question": f"what {n}?", "answer": answer}
+            for n, answer in enumerate(["no", "cells"])
+        ]
+
+    write_parquet(root / folder / "test-00001-of-00002.parquet", rows(2))
+    write_parquet(root / "mm" / "test-00000-of-00002.parquet", rows(1))
+    run(root, tmp_path / "out", "pathvqa")
+    assert [row["id"] for row in rows_of(tmp_path / "out", "test")] == ["pathvqa-test-2", "pathvqa-test-4"]
+    assert (tmp_path / "out" / rows_of(tmp_path / "out", "test")[0]["image"]).read_bytes() == image_bytes(1)
+
+
+def test_a_parquet_file_that_lies_there_twice_is_refused(root: Path, tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": image_bytes(1), "path": None}, "question": "what?", "answer": "cells"}]
+    for folder in ("data", "backup"):
+        write_parquet(root / folder / "test-0.parquet", rows)
+    with pytest.raises(DataError, match=r"holds backup/test-0\.parquet and data/test-0\.parquet; leave only the one"):
+        run(root, tmp_path / "out", "pathvqa")
+
+
+@pytest.mark.parametrize("folder", ["", "a/b", "z"])
+def test_ids_do_not_depend_on_where_published_files_lie(root: Path, tmp_path: Path, folder: str) -> None:
+    write_image(root / "x.png", 1)
+    rows = [{"image": "x.png", "problem": f"Which {name}?", "solution": "this"} for name in ("b1", "b2", "a1")]
+    write_json(root / folder / "b.json", rows[:2])
+    write_json(root / "mm" / "a.json", rows[2:])
+    run(root, tmp_path / "out", "published")
+    assert [(row["id"], row["question"]) for row in rows_of(tmp_path / "out", "train")] == [
+        ("published-train-1", "Which a1?"),
+        ("published-train-2", "Which b1?"),
+        ("published-train-3", "Which b2?"),
+    ]
+
+
 def test_quilt_vqa_keeps_open_rows_whatever_the_split_is_called(root: Path, tmp_path: Path) -> None:
     rows = [
         {

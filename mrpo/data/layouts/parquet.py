@@ -5,9 +5,10 @@ PathVQA, Quilt-VQA, RadImageNet-VQA's benchmark, and VQA-RAD in one of its varia
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from mrpo.data.layouts.splits import split_of
+from mrpo.data.layouts.splits import in_name_order, split_of
 from mrpo.data.records import parquet_records
 from mrpo.data.rows import BadRow, InlineImage, SourceRow, mark_of, shown, texts_of
 from mrpo.data.source import SourceFile, SourceTree
@@ -25,18 +26,27 @@ def files(tree: SourceTree) -> list[SourceFile]:
 def read(tree: SourceTree, *, only_split: str | None = None) -> Iterator[SourceRow | BadRow]:
     """All questions; the split is in the files' names unless `only_split` says what the set is.
 
+    Ids count the rows of a split through its files in the order of their names, in whatever folders they lie.
+
     Raises:
-        DataError: no parquet file, one without the columns or a split in its name, or one that cannot be read.
+        DataError: no parquet file, one without the columns or a split in its name, one that cannot be read, or two of
+            one name and split.
     """
     found = files(tree)
     if not found:
         raise DataError(f"{tree.root} holds no parquet file (train-….parquet, validation-….parquet, test-….parquet)")
-    for file in found:
+    places: Counter[str] = Counter()  # split: rows so far
+    named: dict[tuple[str, str], SourceFile] = {}
+    for file in in_name_order(found):
         split = only_split or split_of(file)
         if split is None:
             raise DataError(f"{tree.root / file.label}: expected train, validation or test in the file's name")
+        other = named.setdefault((split, file.name), file)
+        if other is not file:
+            raise DataError(f"{tree.root} holds {other.label} and {file.label}; leave only the one that is meant")
         for number, record in parquet_records(tree, file, COLUMNS):
-            yield _row(file, number, split, record)
+            places[split] += 1
+            yield _row(file, number, split, record, key=str(places[split]))
 
 
 def read_test(tree: SourceTree) -> Iterator[SourceRow | BadRow]:
@@ -44,7 +54,7 @@ def read_test(tree: SourceTree) -> Iterator[SourceRow | BadRow]:
     return read(tree, only_split="test")
 
 
-def _row(file: SourceFile, number: int, split: str, record: object) -> SourceRow | BadRow:
+def _row(file: SourceFile, number: int, split: str, record: object, *, key: str) -> SourceRow | BadRow:
     texts = texts_of(record, ("question", "answer"))
     if isinstance(texts, str):
         return BadRow(file=file, number=number, split=split, reason=texts)
@@ -57,7 +67,7 @@ def _row(file: SourceFile, number: int, split: str, record: object) -> SourceRow
         file=file,
         number=number,
         split=split,
-        key=f"{file.path.removesuffix('.parquet')}-{number}",
+        key=key,
         image=image,
         question=texts["question"],
         answer=texts["answer"],

@@ -7,10 +7,11 @@ own, that is the answer and the solution is the rationale; where it has neither,
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from mrpo.data.checks import clean_text
-from mrpo.data.layouts.splits import split_of
+from mrpo.data.layouts.splits import in_name_order, split_of
 from mrpo.data.records import json_lines, json_records
 from mrpo.data.rows import BadRow, SourceRow, shown, texts_of
 from mrpo.data.source import SourceFile, SourceTree
@@ -24,20 +25,24 @@ _TAG = re.compile(r"</?(?:think|answer)>")
 def read(tree: SourceTree) -> Iterator[SourceRow | BadRow]:
     """All questions; a file without train, validation or test in its name is training data.
 
+    Ids count the rows of a split through its files in the order of their names.
+
     Raises:
         DataError: no JSON file, or one that cannot be read.
     """
     files = [file for file in tree.files() if file.name.lower().endswith((".json", ".jsonl"))]
     if not files:
         raise DataError(f"{tree.root} holds no .json or .jsonl file with records {{image, problem, solution}}")
-    for file in files:
+    places: Counter[str] = Counter()  # split: rows so far
+    for file in in_name_order(files):
         split = split_of(file) or "train"
         records = json_lines if file.name.lower().endswith(".jsonl") else json_records
         for number, record in records(tree, file):
-            yield _row(file, number, split, record)
+            places[split] += 1
+            yield _row(file, number, split, record, key=str(places[split]))
 
 
-def _row(file: SourceFile, number: int, split: str, record: object) -> SourceRow | BadRow:
+def _row(file: SourceFile, number: int, split: str, record: object, *, key: str) -> SourceRow | BadRow:
     if isinstance(record, DataError):
         return BadRow(file=file, number=number, split=split, reason=str(record))
     texts = texts_of(record, ("problem", "solution"))
@@ -51,7 +56,7 @@ def _row(file: SourceFile, number: int, split: str, record: object) -> SourceRow
                 file=file,
                 number=number,
                 split=split,
-                key=f"{file.path.rsplit('.', 1)[0]}-{number}",
+                key=key,
                 image=image,
                 question=" ".join(texts["problem"].replace("<image>", " ").split()),
                 answer=answer,

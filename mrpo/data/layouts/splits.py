@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from mrpo.data.source import SourceFile
@@ -21,6 +22,11 @@ _WORDS = {
     "test": "test",
     "testset": "test",
 }
+
+
+def in_name_order(files: Iterable[SourceFile]) -> list[SourceFile]:
+    """Files by name; the folders they lie in only order those of one name."""
+    return sorted(files, key=lambda file: (file.name, file.path))
 
 
 def split_of(file: SourceFile) -> str | None:

@@ -6,6 +6,7 @@ The questions are a text file `id|question` or the evaluator's JSON. Only questi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from mrpo.data.records import json_records, text_lines
@@ -13,6 +14,9 @@ from mrpo.data.rows import BadRow, SourceRow, texts_of
 from mrpo.data.source import SourceFile, SourceTree
 from mrpo.errors import DataError
 
+logger = logging.getLogger(__name__)
+
+EVALUATOR = "evaluator"  # in the name of the file that the official scoring reads
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm")
 MANY = "more than one reference answer"
 
@@ -23,7 +27,7 @@ def read(tree: SourceTree) -> Iterator[SourceRow | BadRow]:
     Raises:
         DataError: no questions or no reference answers, or a file that cannot be read.
     """
-    answers_file = _named(tree, ("answer",), (".txt",))
+    answers_file = _named(tree, "answer", ".txt")
     if answers_file is None:
         raise DataError(f"{tree.root} holds no reference answers (a .txt with 'Answers' in its name, id|answer lines)")
     questions = dict(_questions(tree))
@@ -49,14 +53,14 @@ def read(tree: SourceTree) -> Iterator[SourceRow | BadRow]:
 
 def _questions(tree: SourceTree) -> Iterator[tuple[str, str]]:
     """Pairs of image id and question."""
-    if file := _named(tree, ("question",), (".txt",)):
+    if file := _named(tree, "question", ".txt"):
         for number, line in text_lines(tree, file):
             key, separator, question = line.partition("|")
             if not separator or not question.strip():
                 raise DataError(f"{tree.root / file.label}, row {number}: expected id|question, got {line[:80]!r}")
             yield key.strip(), " ".join(question.split())
         return
-    file = _named(tree, ("question",), (".json",))
+    file = _named(tree, "question", ".json")
     if file is None:
         raise DataError(f"{tree.root} holds no test questions (a .txt or .json with 'Questions' in its name)")
     for number, record in json_records(tree, file, below="questions"):
@@ -66,16 +70,34 @@ def _questions(tree: SourceTree) -> Iterator[tuple[str, str]]:
         yield texts["question_id"], texts["question"]
 
 
-def _named(tree: SourceTree, words: tuple[str, ...], suffixes: tuple[str, ...]) -> SourceFile | None:
-    """The one file whose name speaks of the answering task's test."""
+def _named(tree: SourceTree, word: str, suffix: str) -> SourceFile | None:
+    """The file whose name speaks of the answering task's test.
+
+    The archive and the evaluator's folder may both have one: the evaluator's is taken, or any where all say the same.
+    """
     found = [
         file
         for file in tree.files()
-        if file.name.lower().endswith(suffixes)
-        and all(word in file.name.lower() for word in words)
+        if file.name.lower().endswith(suffix)
+        and word in file.name.lower().replace("answering", "")  # VQAnswering is the task's name
         and "task2" not in file.name.lower()
         and "vqg" not in file.path.lower()
     ]
-    if len(found) > 1:
-        raise DataError(f"{tree.root} holds {found[0].label} and {found[1].label}; leave only the one that is meant")
-    return found[0] if found else None
+    if len(found) < 2:
+        return found[0] if found else None
+    official = [file for file in found if EVALUATOR in file.name.lower()]
+    chosen = official[0] if official else found[0]
+    said = _lines(tree, chosen)
+    for other in found:
+        if other is chosen or _lines(tree, other) == said:
+            continue
+        if not official or other in official:
+            raise DataError(f"{tree.root} holds {chosen.label} and {other.label}; leave only the one that is meant")
+        logger.warning("taken: %s; %s differs and is left aside", chosen.label, other.label)
+    return chosen
+
+
+def _lines(tree: SourceTree, file: SourceFile) -> list[str]:
+    """What a file says, whatever its order, case and white space."""
+    lines = (line.lower().split("|") for _, line in text_lines(tree, file))
+    return sorted("|".join(" ".join(part.split()) for part in parts) for parts in lines)
