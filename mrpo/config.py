@@ -314,6 +314,7 @@ class BenchmarkConfig:
     model: str | None = None  # a run folder, a Hugging Face folder or a hub id
     checkpoint: CheckpointChoice = CheckpointChoice.LATEST  # of a run folder
     generations: str | None = None  # JSON, JSONL or Parquet of outputs; no model is loaded then
+    name: str | None = None  # of the model in tables; null: after its folder, id or file
     sets: tuple[str, ...] = ()  # prepared by `make data`
     root: str = "data"  # folder that holds a folder of each set
     out: str | None = None  # folder of results; null: one under runs_dir, named after model and settings

@@ -11,11 +11,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.table import Table
 
 from mrpo.checkpoint_source import local_checkpoint
@@ -23,15 +24,16 @@ from mrpo.choices import LEXICAL_NOTICE, AnswerKind, JudgeKind
 from mrpo.collection import Collector
 from mrpo.command_line import INTERRUPTED, exit_code, quiet_libraries
 from mrpo.compose import compose_config, settings_tree
-from mrpo.config import Config, plain
+from mrpo.config import BenchmarkConfig, Config, EvalConfig
 from mrpo.console import Console, share_text
 from mrpo.errors import ConfigError
 from mrpo.eval.evaluate import evaluate, unrated
-from mrpo.eval.evaluation import Evaluation, EvaluationFacts, read_evaluation, write_facts
-from mrpo.eval.generations import GeneratedElsewhere, read_generations
+from mrpo.eval.evaluation import FACTS_FILE, Evaluation, EvaluationFacts, read_evaluation, write_facts
+from mrpo.eval.generations import GeneratedElsewhere, Generations, read_generations
+from mrpo.eval.identity import evaluation_identity
 from mrpo.eval.questions import QuestionSet, load_question_sets
 from mrpo.eval.results import set_title, summarise_sets
-from mrpo.eval.store import EvaluationStore
+from mrpo.eval.store import IDENTITY_FILE, EvaluationStore, make_folder
 from mrpo.eval.subject import Subject, context_length, digest_of, find_subject
 from mrpo.eval.vlmevalkit import write_vlmevalkit_tsv
 from mrpo.judge_permission import require_judge_allowed
@@ -44,7 +46,6 @@ from mrpo.trace_row import TraceRow
 from mrpo.types import Example
 
 USAGE = "make eval MODEL=<run folder, Hugging Face folder or hub id> SETS=vqa_rad,slake"
-MEASURED = ("algorithm.step_strategy", "algorithm.threshold", "reward.answer", "judge.kind", "judge.model")
 LONGEST_CONTEXT = 4096  # tokens; what an answer with one image needs, and no more memory than that
 
 
@@ -56,12 +57,17 @@ class Job:
     subject: Subject
     model_folder: Path | None  # None: outputs were generated elsewhere
     sets: list[QuestionSet]
-    outputs: dict[str, str] | None  # by question id, where there is no model
+    generations: Generations | None  # where there is no model
 
     @property
     def questions(self) -> list[Example]:
         """Of all sets, in order."""
         return [example for item in self.sets for example in item.examples]
+
+    @property
+    def name(self) -> str:
+        """Of the model, in tables."""
+        return self.config.benchmark.name or self.subject.name
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
+    _refuse_misplaced(arguments)
     if any(item.startswith("benchmark.compare=") for item in arguments):
         return _compare(compose_config(arguments))
     job = prepare_job(arguments)
@@ -79,9 +86,15 @@ def _evaluate(arguments: Sequence[str]) -> int:
     check_local_gpus(config)
     check_judge_endpoint(config)
     similarity = answer_similarity(config)
-    with Console(0) as console, EvaluationStore.open(_folder(job), _identity(job)) as store:
+    identity = _identity(job)
+    with Console(0) as console, EvaluationStore.open(_folder(job, identity), identity) as store:
         console.route_logs()
-        console.note(f"{job.subject.name}: {len(job.questions)} questions, results in {store.path}")
+        console.note(f"{job.name}: {len(job.questions)} questions, results in {store.path}")
+        if job.generations is not None and job.generations.unmatched:
+            unmatched = job.generations.unmatched
+            console.note(
+                f"{len(unmatched)} rows of {job.subject.path} belong to no question, the first is row {unmatched[0]}"
+            )
         for item in job.sets:
             console.note(f"{item.name}: {len(item.examples)} questions, open-ended rule {item.open_rule}")
         try:
@@ -120,60 +133,56 @@ def prepare_job(arguments: Sequence[str]) -> Job:
             # An engine has one position more than it is told, see rollout/engine.py.
             length = LONGEST_CONTEXT if positions is None else min(LONGEST_CONTEXT, positions - 1)
             config = replace(config, rollout=replace(config.rollout, max_model_len=length))
-    if not _is_set(arguments, "reward.answer"):
+    if not _is_set(arguments, "reward.answer.kind"):
         kind = AnswerKind.MIXED if config.judge.kind == JudgeKind.NONE else AnswerKind.JUDGE
         answer = replace(config.reward.answer, kind=kind)
         config = replace(config, reward=replace(config.reward, answer=answer))
     root = Path(config.benchmark.root).expanduser()
     sets = load_question_sets(root, config.benchmark.sets, num_questions=config.benchmark.num_questions)
-    require_judge_allowed(config.benchmark.sets, config.judge)
+    require_judge_allowed([example for item in sets for example in item.examples], config.judge)
     questions = {example.id: example for item in sets for example in item.examples}
-    outputs = None if generations is None else read_generations(Path(str(generations)).expanduser(), questions)
-    return Job(config=config, subject=subject, model_folder=model_folder, sets=sets, outputs=outputs)
+    found = None if generations is None else read_generations(Path(str(generations)).expanduser(), questions)
+    return Job(config=config, subject=subject, model_folder=model_folder, sets=sets, generations=found)
 
 
 def _is_set(arguments: Sequence[str], name: str) -> bool:
-    return any(item.lstrip("+").startswith(name) for item in arguments)
+    """Whether an argument names the setting, or all of the section it is in."""
+    return any(_key(item) in (name, name.rpartition(".")[0]) for item in arguments)
 
 
-def _folder(job: Job) -> Path:
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+")
+
+
+def _refuse_misplaced(arguments: Sequence[str]) -> None:
+    """`eval.*` are settings of evaluations during training.
+
+    Raises:
+        ConfigError: a setting of `benchmark` is given as one of `eval`.
+    """
+    known = {field.name for field in fields(BenchmarkConfig)} - {field.name for field in fields(EvalConfig)}
+    for item in arguments:
+        section, _, name = _key(item).partition(".")
+        if section == "eval" and name in known:
+            raise ConfigError(f"unknown setting 'eval.{name}'; of make eval it is benchmark.{name}")
+
+
+def _folder(job: Job, identity: dict[str, Any]) -> Path:
     config = job.config
     if config.benchmark.out is not None:
         return Path(config.benchmark.out).expanduser()
-    name = f"{job.subject.name}-{digest_of([str(item) for item in _identity(job).items()])}"
+    name = f"{job.subject.name}-{digest_of([str(item) for item in identity.items()])}"
     return Path(config.runs_dir).expanduser() / "evaluation" / name
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """What makes two evaluations the same: the model, the questions, and how both are asked and judged."""
-    config, tree = job.config, plain(job.config)
-    model = job.model_folder
-    weights = [] if model is None else sorted(model.glob("*.safetensors"))
-    return {
-        "subject": job.subject.name,
-        "path": str(model or Path(job.subject.path).expanduser().resolve()),
-        "weights": [[file.name, file.stat().st_size] for file in weights],
-        "seed": config.seed,
-        "prompt": {"terse": config.model.terse_prompt, "max_pixels": config.model.max_pixels},
-        "max_new_tokens": config.rollout.max_new_tokens,
-        "settings": {name: _setting(tree, name) for name in MEASURED},
-        "sets": [
-            {
-                "name": item.name,
-                "open_rule": item.open_rule,
-                "license": item.license,
-                "num_questions": len(item.examples),
-                "digest": digest_of([str({**asdict(example), "image": ""}) for example in item.examples]),
-            }
-            for item in job.sets
-        ],
-    }
-
-
-def _setting(tree: Any, name: str) -> Any:
-    for part in name.split("."):
-        tree = tree[part]
-    return tree
+    found = job.generations
+    return evaluation_identity(
+        job.config,
+        model_folder=job.model_folder,
+        generations_sha256=found.sha256 if found is not None else None,
+        sets=job.sets,
+    )
 
 
 async def _measure(job: Job, store: EvaluationStore, console: Console, similarity: Similarity | None) -> list[TraceRow]:
@@ -190,7 +199,8 @@ async def _measure(job: Job, store: EvaluationStore, console: Console, similarit
         log_dir=log_dir,
         after_ray=_catch_signals,
     ) as parts:
-        rollout = parts.rollout or GeneratedElsewhere(job.outputs or {}, step_strategy=config.algorithm.step_strategy)
+        outputs = job.generations.outputs if job.generations is not None else {}
+        rollout = parts.rollout or GeneratedElsewhere(outputs, step_strategy=config.algorithm.step_strategy)
         await rollout.set_policy_version(0)
         collector = Collector(
             rollout=rollout, judge=parts.judge, answers=parts.answers, answer_kind=config.reward.answer.kind
@@ -240,17 +250,17 @@ def _show(evaluations: Sequence[Evaluation], page: Path) -> None:
         named = [*((set_title(name), result) for name, result in results.sets.items()), ("all (micro)", results.micro)]
         for title, item in named if len(results.sets) > 1 else named[:1]:
             counts = (item.num, item.num_correct, item.num_judge_errors)
-            table.add_row(evaluation.facts.model, title, *map(str, counts), share_text(item.wilson))
+            table.add_row(escape(evaluation.facts.model), escape(title), *map(str, counts), share_text(item.wilson))
     screen = RichConsole(highlight=False)
     screen.print(table)
-    screen.print(f"report: {page}", soft_wrap=True)
+    screen.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
 def _facts(job: Job, command: str) -> EvaluationFacts:
     config, judge = job.config, judge_identity(job.config.judge)
     by_judge = config.reward.answer.kind == AnswerKind.JUDGE
     return EvaluationFacts(
-        model=job.subject.name,
+        model=job.name,
         seed=config.seed,
         judge=judge.model if judge else None,
         step_rubric=judge.step_rubric if judge else None,
@@ -272,6 +282,11 @@ def _compare(config: Config) -> int:
         raise ConfigError("benchmark.compare needs benchmark.out=<folder for the page and tables>")
     evaluations = [read_evaluation(Path(folder).expanduser()) for folder in config.benchmark.compare]
     folder = Path(config.benchmark.out).expanduser()
+    if (folder / IDENTITY_FILE).exists() or (folder / FACTS_FILE).exists():
+        raise ConfigError(
+            f"benchmark.out={folder} holds an evaluation of its own; name another folder for the comparison"
+        )
+    make_folder(folder)
     page, *_ = write_benchmark(folder, evaluations)
     _show(evaluations, page)
     return 0

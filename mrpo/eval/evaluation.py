@@ -39,6 +39,7 @@ class Evaluation:
 
     facts: EvaluationFacts
     rows: Sequence[TraceRow]  # one a question
+    folder: Path | None = None  # None: not read from one
 
 
 def write_facts(folder: Path, facts: EvaluationFacts) -> Path:
@@ -64,7 +65,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"])) or "the file"
         raise DataError(f"{path} is damaged: {place}: {fault['msg']}; run make eval again") from None
-    return Evaluation(facts=facts, rows=read_rows(folder / RESULTS_FILE))
+    return Evaluation(facts=facts, rows=read_rows(folder / RESULTS_FILE), folder=folder)
 
 
 def require_comparable(evaluations: Sequence[Evaluation]) -> None:
@@ -78,7 +79,11 @@ def require_comparable(evaluations: Sequence[Evaluation]) -> None:
     names = [evaluation.facts.model for evaluation in evaluations]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"two evaluations are named {twice!r}; give each model a name of its own")
+        places = " and ".join(str(item.folder) for item in evaluations if item.facts.model == twice and item.folder)
+        raise DataError(
+            f"two evaluations are named {twice!r}{f' ({places})' if places else ''}; give each model a name of its "
+            "own: its make eval command again with benchmark.name=<name>, which keeps what is measured"
+        )
     for evaluation in evaluations:
         if not evaluation.rows:
             raise DataError(f"the evaluation of {evaluation.facts.model!r} holds no question; run make eval again")

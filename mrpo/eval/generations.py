@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpo.data.checks import clean_text
+from mrpo.data.rationales import image_key
 from mrpo.errors import ConfigError, DataError
 from mrpo.families import FAMILIES
 from mrpo.steps import segment
@@ -26,53 +29,73 @@ IMAGE_FIELDS = ("image", "image_path", "image_name", "img_name")
 LIST_FIELDS = ("results", "data", "predictions")  # of an object that wraps the rows
 
 
-def read_generations(file: Path, questions: Mapping[str, Example]) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generations:
+    """What a file of outputs holds for some questions."""
+
+    outputs: dict[str, str]  # by question id, one for each
+    unmatched: list[int]  # rows, counted from 1, that belong to none of the questions
+    sha256: str  # of the file
+
+
+def read_generations(file: Path, questions: Mapping[str, Example]) -> Generations:
     """Outputs by question id.
 
-    A row belongs to the question with its id or, where it has none that is known, to the one with its question and
-    the base name of its image.
+    A row belongs to the question with its id or, where it has none that is known, to the only one with its question and
+    its image's name (for SLAKE with the folder, `xmlab1/source.jpg` or `xmlab1_source.jpg`).
 
     Args:
-        file: JSON (a list of objects, or an object around one), JSONL or Parquet.
+        file: JSON (a list of objects, an object around one, or an object of them by question id), JSONL or Parquet.
         questions: by id.
 
     Raises:
         ConfigError: the file is missing.
-        DataError: it cannot be read, a row has no output, a question has two outputs, or none.
+        DataError: it cannot be read, a row has no output or fits several questions, a question has two outputs or none.
     """
     by_content: dict[tuple[str, str], list[str]] = {}
     for key, example in questions.items():
-        by_content.setdefault((_plain(example.question), Path(example.image).name), []).append(key)
+        by_content.setdefault((_plain(example.question), image_key(example.image)), []).append(key)
     outputs: dict[str, str] = {}
-    for number, row in enumerate(_rows(file), start=1):
+    unmatched: list[int] = []
+    data = _read(file)
+    for number, row in enumerate(_rows(file, data), start=1):
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number}: expected an object, got {type(row).__name__}")
         output = _first(row, OUTPUT_FIELDS)
         if not isinstance(output, str):
             raise DataError(f"{file}, row {number}: no output; expected text in one of {', '.join(OUTPUT_FIELDS)}")
-        for key in _questions_of(row, questions, by_content):
-            if outputs.setdefault(key, output) != output:
-                raise DataError(f"{file}, row {number}: a second output for question {key}")
+        found = _questions_of(row, questions, by_content)
+        if len(found) > 1:
+            raise DataError(
+                f"{file}, row {number} fits {len(found)} questions, among them {found[0]} and {found[1]}; give the "
+                f"rows the questions' ids (field {ID_FIELDS[0]})"
+            )
+        if not found:
+            unmatched.append(number)
+        elif outputs.setdefault(found[0], output) != output:
+            raise DataError(f"{file}, row {number}: a second output for question {found[0]}")
     missing = [key for key in questions if key not in outputs]
     if missing:
         raise DataError(
-            f"{file} has no output for {len(missing)} of {len(questions)} questions, the first is {missing[0]}; rows "
-            f"are matched by {' / '.join(ID_FIELDS)}, or by question and image"
+            f"{file} has no output for {len(missing)} of {len(questions)} questions, the first is {missing[0]}, and "
+            f"{len(unmatched)} rows that belong to none; rows are matched by {' / '.join(ID_FIELDS)}, or by question "
+            "and image name; a set prepared from Parquet names its images by the MD5 of their bytes: give its rows ids"
         )
-    return outputs
+    return Generations(outputs=outputs, unmatched=unmatched, sha256=hashlib.sha256(data).hexdigest())
 
 
 def _questions_of(
     row: Mapping[str, Any], questions: Mapping[str, Example], by_content: Mapping[tuple[str, str], list[str]]
 ) -> list[str]:
-    """The questions a row answers; none for a row about something else."""
-    key = _first(row, ID_FIELDS)
-    if isinstance(key, str | int) and str(key) in questions:
-        return [str(key)]
+    """The questions a row fits; none for a row about something else."""
+    named = [str(row[name]) for name in ID_FIELDS if isinstance(row.get(name), str | int)]
+    known = list(dict.fromkeys(key for key in named if key in questions))
+    if known:
+        return known
     question, image = _first(row, QUESTION_FIELDS), _first(row, IMAGE_FIELDS)
     if not isinstance(question, str) or not isinstance(image, str):
         return []
-    return by_content.get((_plain(question.replace("<image>", "")), Path(image).name), [])
+    return by_content.get((_plain(question.replace("<image>", "")), image_key(image)), [])
 
 
 def _plain(question: str) -> str:
@@ -83,23 +106,38 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _rows(file: Path) -> list[Any]:
+def _read(file: Path) -> bytes:
     try:
-        if file.suffix == ".parquet":
-            return list(pq.read_table(file).to_pylist())
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        tree = json.loads(text)
+        return file.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{SETTING}={file}: no such file; expected JSON, JSONL or Parquet") from None
+    except OSError as error:
+        raise ConfigError(f"{SETTING}={file} cannot be read: {error.strerror}") from None
+
+
+def _rows(file: Path, data: bytes) -> list[Any]:
+    try:
+        if file.suffix == ".parquet":
+            return list(pq.read_table(pa.BufferReader(data)).to_pylist())
+        text = data.decode("utf-8")
+        if file.suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        tree = json.loads(text)
     except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read as {file.suffix or 'JSON'}: {error}") from None
     if isinstance(tree, dict):
-        tree = next((tree[name] for name in LIST_FIELDS if isinstance(tree.get(name), list)), list(tree.values()))
+        wrapped = next((tree[name] for name in LIST_FIELDS if isinstance(tree.get(name), list)), None)
+        return wrapped if wrapped is not None else [_row_named(key, value) for key, value in tree.items()]
     if not isinstance(tree, list):
         raise DataError(f"{file}: expected a list of objects, got {type(tree).__name__}")
     return list(tree)
+
+
+def _row_named(key: str, value: Any) -> Any:
+    """A row of an object by question id; text alone is its output."""
+    if isinstance(value, str):
+        return {ID_FIELDS[0]: key, OUTPUT_FIELDS[0]: value}
+    return {**value, ID_FIELDS[0]: key} if isinstance(value, dict) else value
 
 
 class GeneratedElsewhere:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mrpo.types import Example
 
 MANIFEST = "manifest.json"
 TEST_FILE = "test.jsonl"
+IMAGES_FILE = "images.sha256"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,8 @@ class QuestionSet:
     open_rule: str  # which questions were kept
     license: str
     examples: list[Example]
+    questions_sha256: str  # of the questions asked, each with its image's place in the set
+    images_sha256: str  # of the list of image digests; of the manifest where a set has no such list
 
 
 def load_question_sets(root: Path, names: Sequence[str], *, num_questions: int | None) -> list[QuestionSet]:
@@ -55,7 +60,23 @@ def _load(root: Path, name: str, num_questions: int | None) -> QuestionSet:
     examples = read_jsonl(folder / TEST_FILE, root=folder, checks=RowChecks(max_bad_rows=0))[:num_questions]
     if not examples:
         raise DataError(f"{folder / TEST_FILE} holds no question; prepare {name} with another data.open_rule")
-    return QuestionSet(name=name, open_rule=str(manifest["open_rule"]), license=spec.license, examples=examples)
+    images = folder / IMAGES_FILE
+    return QuestionSet(
+        name=name,
+        open_rule=str(manifest["open_rule"]),
+        license=spec.license,
+        examples=examples,
+        questions_sha256=_questions_digest(examples, folder),
+        images_sha256=hashlib.sha256((images if images.is_file() else folder / MANIFEST).read_bytes()).hexdigest(),
+    )
+
+
+def _questions_digest(examples: Sequence[Example], folder: Path) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        row = {**asdict(example), "image": os.path.relpath(example.image, folder)}
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _manifest(folder: Path, name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 from mrpo.choices import AnswerKind, BestMetric, CheckpointChoice, JudgeKind
 from mrpo.collection import Collector
 from mrpo.compose import choices, compose_config
-from mrpo.config import JudgeConfig, RewardConfig, plain
+from mrpo.config import RewardConfig, plain
 from mrpo.data.jsonl import write_jsonl
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.eval.__main__ import main, prepare_job
@@ -23,7 +23,6 @@ from mrpo.eval.generations import GeneratedElsewhere, read_generations
 from mrpo.eval.questions import load_question_sets
 from mrpo.eval.store import EvaluationStore
 from mrpo.eval.subject import find_subject
-from mrpo.judge_permission import require_judge_allowed
 from mrpo.rewards.scorer import build_answer_scorer
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
@@ -126,6 +125,12 @@ def test_a_folder_of_another_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no folder of an evaluation"):
         EvaluationStore.open(tmp_path / "other", {})
     assert [item.name for item in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    with pytest.raises(ConfigError, match=r"benchmark\.out=.*thesis\.tex cannot be a folder"):
+        EvaluationStore.open(tmp_path / "other" / "thesis.tex", {})
+    (tmp_path / "killed").mkdir()
+    for name in ("run.lock", ".evaluation.json.7.tmp"):  # what a kill leaves before the identity is written
+        (tmp_path / "killed" / name).write_text("")
+    EvaluationStore.open(tmp_path / "killed", {}).__exit__()
     same = {"subject": "a", "seed": 0}
     with EvaluationStore.open(tmp_path / "out", same), pytest.raises(ResourceError, match="is being written by"):
         EvaluationStore.open(tmp_path / "out", same)
@@ -164,7 +169,9 @@ def test_outputs_from_elsewhere_are_matched_to_questions(tmp_path: Path, layout:
     else:
         file.write_text(json.dumps({"results": rows} if layout == "object" else rows))
     questions = {example.id: example for example in examples}
-    assert read_generations(file, questions) == dict.fromkeys(questions, RIGHT)
+    found = read_generations(file, questions)
+    assert found.outputs == dict.fromkeys(questions, RIGHT)
+    assert found.unmatched == ([] if layout == "by_content" else [3])
 
 
 @pytest.mark.parametrize(
@@ -184,6 +191,50 @@ def test_bad_outputs_are_named(tmp_path: Path, content: str, words: str) -> None
     file.write_text(content)
     with pytest.raises(DataError, match=words):
         read_generations(file, questions)
+
+
+def stored_under(folder: Path, places: list[str], questions: list[str]) -> dict[str, Example]:
+    """Questions whose images lie at `places` of a prepared set, by id."""
+    examples = prepared(folder, num=len(places))
+    pairs = zip(examples, places, questions, strict=True)
+    return {
+        example.id: replace(example, image=str(folder / "slake" / "images" / place), question=question)
+        for example, place, question in pairs
+    }
+
+
+def test_images_of_one_name_are_told_apart_by_their_folder(tmp_path: Path) -> None:
+    places = ["xmlab1/source.jpg", "xmlab2/source.jpg"]
+    questions = stored_under(tmp_path, places, ["Which organ?"] * 2)
+    file = tmp_path / "outputs.json"
+    rows = [
+        {"image": "imgs/xmlab2/source.jpg", "question": "Which organ?", "output": "liver"},
+        {"image": "xmlab1_source.jpg", "question": "Which organ?", "output": "lung"},
+    ]
+    file.write_text(json.dumps(rows))
+    assert list(read_generations(file, questions).outputs.items()) == [
+        ("vqa_rad-test-1", "liver"),
+        ("vqa_rad-test-0", "lung"),
+    ]
+    file.write_text(json.dumps([{**rows[0], "image": "source.jpg"}]))
+    with pytest.raises(DataError, match=r"no output for 2 of 2 .* and 1 rows that belong to none;.*MD5"):
+        read_generations(file, questions)
+
+
+def test_a_row_never_answers_two_questions(tmp_path: Path) -> None:
+    questions = stored_under(tmp_path, ["a/1.jpg", "b/1.jpg"], ["Which organ?", "which  organ?"])
+    file = tmp_path / "outputs.json"
+    file.write_text(json.dumps([{"image": "1.jpg", "question": "Which organ?", "output": "liver"}]))
+    with pytest.raises(DataError, match="row 1 fits 2 questions, among them vqa_rad-test-0 and vqa_rad-test-1; give"):
+        read_generations(file, questions)
+
+
+def test_an_object_by_question_id_keeps_its_ids(tmp_path: Path) -> None:
+    questions = {example.id: example for example in prepared(tmp_path, num=2)}
+    file = tmp_path / "outputs.json"
+    file.write_text(json.dumps({"vqa_rad-test-1": {"output": "b"}, "vqa_rad-test-0": "a", "other": {"output": "c"}}))
+    found = read_generations(file, questions)
+    assert found.outputs == {"vqa_rad-test-0": "a", "vqa_rad-test-1": "b"} and found.unmatched == [3]
 
 
 def test_an_untagged_output_is_all_answer(tmp_path: Path) -> None:
@@ -242,6 +293,7 @@ def test_what_the_command_refuses_before_anything_starts(tmp_path: Path, capsys:
         ([root, outputs], "no set to evaluate on"),
         ([root, outputs, "benchmark.sets=[vqa_rad]"], "no such file"),
         ([root, outputs, "benchmark.sett=[vqa_rad]"], "unknown setting 'benchmark.sett'"),
+        ([root, "eval.generations=x.json"], "of make eval it is benchmark.generations"),
     ):
         assert main(arguments) == 2, arguments
         assert words in " ".join(capsys.readouterr().err.split()), arguments
@@ -257,14 +309,6 @@ def test_answers_are_judged_where_there_is_a_judge(tmp_path: Path) -> None:
     exact = prepare_job([*arguments, "judge=lexical", "reward.answer.kind=exact"])
     assert exact.config.reward.answer.kind == AnswerKind.EXACT
     assert [item.name for item in exact.sets] == ["vqa_rad"] and exact.model_folder is None
-
-
-def test_a_set_that_must_not_leave_the_house_is_not_sent_out() -> None:
-    outside = JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, url="https://api.example.com/v1", model="m")
-    for name in ("quilt_vqa", "mimic_cxr_vqa"):
-        with pytest.raises(ConfigError, match=r"may not be sent to an external judge .* judge\.on_premises=true"):
-            require_judge_allowed(["vqa_rad", name], outside)
-        require_judge_allowed([name], replace(outside, on_premises=True))
-        require_judge_allowed([name], replace(outside, url="http://127.0.0.1:8000/v1"))
-        require_judge_allowed([name], JudgeConfig(kind=JudgeKind.LEXICAL))
-    require_judge_allowed(["vqa_rad", "slake", "our own"], outside)
+    for other in ("reward.answer_weight=2", "reward.answer.bertscore.batch_size=2"):
+        assert prepare_job([*arguments, other]).config.reward.answer.kind == AnswerKind.MIXED
+    assert prepare_job([*arguments, "benchmark.name=ours"]).name == "ours"
