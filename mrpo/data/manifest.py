@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from importlib.metadata import version
@@ -87,7 +88,8 @@ def command(config: PrepareConfig) -> str:
             if item.name != "cache_dir" and value is not None:
                 words.append(f"data.{item.name}=<{item.name}>")
         elif value != default:
-            words.append(f"data.{item.name}={value if isinstance(value, str) else json.dumps(value, sort_keys=True)}")
+            text = shlex.quote(value) if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            words.append(f"data.{item.name}={text}")
     return " ".join(words)
 
 

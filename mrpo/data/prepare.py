@@ -8,7 +8,7 @@ import os
 import shutil
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -24,7 +24,7 @@ from mrpo.data.leaks import LeakReport, find_leaks
 from mrpo.data.manifest import is_prepared, write_manifest
 from mrpo.data.rationales import Rationales, read_rationales
 from mrpo.data.rows import BadRow, SourceRow
-from mrpo.data.sets import SetSpec, set_spec
+from mrpo.data.sets import Layout, SetSpec, set_spec
 from mrpo.data.settings import PrepareConfig
 from mrpo.data.source import SourceTree
 from mrpo.errors import ConfigError, DataError, ResourceError
@@ -63,7 +63,7 @@ def prepare(config: PrepareConfig, *, downloads: Downloads) -> Prepared:
         DataError: a file is missing, damaged or unsafe, or more rows are bad than allowed.
         ResourceError: the prepared set cannot be written.
     """
-    spec = set_spec(config.set)
+    spec = _spec(config)
     if config.rationales is not None and spec.rationales is None:
         raise ConfigError(f"data.rationales={config.rationales}: there are no MedThink rationales for {spec.name}")
     out = Path(config.out).expanduser().absolute()
@@ -89,6 +89,26 @@ def prepare(config: PrepareConfig, *, downloads: Downloads) -> Prepared:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return prepared
+
+
+def _spec(config: PrepareConfig) -> SetSpec:
+    """The set, with what its owner says of files whose terms are not known here."""
+    spec = set_spec(config.set)
+    names = ("license", "external_judge_allowed")
+    stated = [f"data.{name}" for name in names if getattr(config, name) is not None]
+    if stated and spec.loader != Layout.PUBLISHED:
+        judge = "allowed" if spec.external_judge_allowed else "refused"
+        raise ConfigError(
+            f"{' and '.join(stated)}: those of {spec.title} are known ({spec.license}; external judge {judge}); leave "
+            "it out, it is for data.set=published"
+        )
+    if config.license is not None and not config.license.strip():
+        raise ConfigError("data.license is empty; expected the license of the files in words")
+    return replace(
+        spec,
+        license=config.license or spec.license,
+        external_judge_allowed=spec.external_judge_allowed or config.external_judge_allowed is True,
+    )
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -20,6 +20,8 @@ class PrepareConfig:
     source: str | None = None  # folder with the set as distributed; null: download it
     rationales: str | None = None  # folder with MedThink's files, or "download"; null: no rationales
     require_rationale: bool = True  # with rationales, training keeps only questions that have one
+    license: str | None = None  # set=published: what the files may be used under; null: "as its source sets"
+    external_judge_allowed: bool | None = None  # set=published: whether a judge outside may see them; null: no
     open_rule: OpenRule | None = None  # which questions are kept; null: the set's own rule
     languages: tuple[str, ...] = ("en",)  # of sets that mark their questions' language
     where: dict[str, str] = Field(default_factory=dict)  # field of the source: value a question must have there

@@ -44,6 +44,12 @@ def row(qid: object, image: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+def contents(folder: Path) -> dict[str, str]:
+    """Path to digest of every file below."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 def write(root: Path, split: str, rows: object) -> None:
     (root / f"{split}.json").write_text(json.dumps(rows))
 
@@ -55,12 +61,14 @@ def test_the_real_vqa_rad(tmp_path: Path) -> None:
     root = vqa_rad_folder()
     if root is None:
         pytest.skip("no VQA-RAD here; set MRPO_VQA_RAD=<folder with train.json, test.json and images/>")
-    prepared = run(root, tmp_path / "out", max_bad_rows=0)
+    prepared = run(root, tmp_path / "out")
     counts = prepared.manifest["rows"]["test"]
     assert counts["by_rule"] == {"all": 451, "non_yes_no": 200, "open": 179}
     assert (counts["read"], counts["kept"], len(rows_of(tmp_path / "out", "test"))) == (451, 200, 200)
     (leaks,) = prepared.leaks
     assert (leaks.split, leaks.num_images, leaks.num_identical, leaks.num_near) == ("test", 203, 203, 0)
+    run(root, tmp_path / "again" / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "again" / "out")
 
 
 # Rows, images, manifest
@@ -151,6 +159,52 @@ def test_where_keeps_the_questions_with_these_values(source: Path, tmp_path: Pat
     prepared = run(source, tmp_path / "out", where={"question_type": "POS"}, max_bad_rows=0)
     assert [item["id"] for item in rows_of(tmp_path / "out", "test")] == ["vqa_rad-test-2"]
     assert prepared.funnel.splits["test"].left_out == {"question_type is not POS": 2}
+
+
+# License
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of {image, problem, solution}."""
+    (tmp_path / "own").mkdir()
+    noise(1).save(tmp_path / "own" / "a.png")
+    write(tmp_path / "own", "train", [{"image": "a.png", "problem": "Which?", "solution": "this"}])
+    return tmp_path / "own"
+
+
+def test_who_has_published_files_says_what_may_be_done_with_them(own: Path, tmp_path: Path) -> None:
+    manifest = run(own, tmp_path / "out", "published", license="CC-BY-4.0", external_judge_allowed=True).manifest
+    assert (manifest["set"], manifest["license"], manifest["external_judge_allowed"]) == (
+        "published",
+        "CC-BY-4.0",
+        True,
+    )
+    assert manifest["command"].endswith("data.license=CC-BY-4.0 data.external_judge_allowed=true")
+    assert rows_of(tmp_path / "out", "train")[0]["license"] == "CC-BY-4.0"
+    said = run(own, tmp_path / "out", "published", license="CC0-1.0").manifest
+    assert (said["license"], said["external_judge_allowed"]) == ("CC0-1.0", False)
+
+
+def test_unless_it_is_said_no_judge_outside_may_see_published_files(own: Path, tmp_path: Path) -> None:
+    manifest = run(own, tmp_path / "out", "published").manifest
+    assert (manifest["license"], manifest["external_judge_allowed"]) == ("as its source sets", False)
+
+
+def test_the_license_of_a_known_set_is_not_a_setting(source: Path, own: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.license: those of VQA-RAD are known \(CC0-1\.0; external judge allowed"
+    ):
+        run(source, tmp_path / "out", license="MIT")
+    with pytest.raises(ConfigError, match=r"data\.external_judge_allowed: those of Quilt-VQA .*external judge refused"):
+        run(source, tmp_path / "out", "quilt_vqa", external_judge_allowed=True)
+    with pytest.raises(ConfigError, match=r"data\.license is empty"):
+        run(own, tmp_path / "out", "published", license=" ")
+
+
+def test_the_manifest_says_of_every_set_whether_a_judge_outside_may_see_it(source: Path, tmp_path: Path) -> None:
+    manifest = run(source, tmp_path / "out").manifest
+    assert (manifest["set"], manifest["external_judge_allowed"]) == ("vqa_rad", True)
 
 
 # Leaks
