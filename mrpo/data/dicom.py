@@ -6,6 +6,7 @@ import io
 import logging
 import struct
 import warnings
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,22 @@ import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
 from mrpo.errors import DataError
 
 PREFIX = slice(128, 132)  # where a DICOM file says what it is
 MAGIC = b"DICM"
-IDENTIFIERS = ("PatientName", "PatientBirthDate", "OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers")
+IDENTIFIERS = (  # beside every person's name, which has a value representation of its own
+    "PatientBirthDate",
+    "PatientBirthTime",
+    "PatientBirthDateInAlternativeCalendar",
+    "PatientAddress",
+    "PatientTelephoneNumbers",
+    "PatientTelecomInformation",
+)
+MIN_WIDTH = 1.0  # of a linear window (DICOM PS3.3 C.11.2.1.2); the other functions take any width above 0
 
 # pydicom quotes values in warnings and messages, and a value may be a name: nothing it says of one is passed on.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -56,7 +66,8 @@ def png_of(data: bytes, label: str, *, max_pixels: int, allow_identifiers: bool)
     Without a window the frame's own range is used.
 
     Raises:
-        DataError: the file names the patient and `allow_identifiers` is false; names file and tag, never the value.
+        DataError: the file names a person or tells when the patient was born, and `allow_identifiers` is false; names
+            file and tags, never a value.
     """
     with warnings.catch_warnings(action="ignore"):
         try:
@@ -66,8 +77,8 @@ def png_of(data: bytes, label: str, *, max_pixels: int, allow_identifiers: bool)
             return _unreadable(error)
         if named and not allow_identifiers:
             raise DataError(
-                f"{label}: DICOM tag {named[0]} is not empty, so it may identify a patient; de-identify the files, or "
-                "set data.allow_identifiers=true if that is settled (no tag is ever copied)"
+                f"{label}: DICOM tag {', '.join(named)} is not empty, so it may identify a patient; de-identify the "
+                "files, or set data.allow_identifiers=true if that is settled (no tag is ever copied)"
             )
         try:
             return _png(dataset, max_pixels)
@@ -82,16 +93,49 @@ def _png(dataset: Dataset, max_pixels: int) -> bytes | str:
         return f"is DICOM with {num_frames} frames; export the one that is asked about"
     if num_pixels > max_pixels:
         return f"has {num_pixels} pixels, more than data.max_pixels={max_pixels}"
+    if fault := window_fault(dataset):
+        return fault
     out = io.BytesIO()
     Image.fromarray(eight_bits(dataset)).save(out, "PNG")
     return out.getvalue()
 
 
 def identifiers_in(dataset: Dataset) -> list[str]:
-    """The tags that may tell who the patient is; `BurnedInAnnotation` says that the pixels do."""
-    named = [tag for tag in IDENTIFIERS if str(dataset.get(tag) or "").strip(" ^=")]
-    burned_in = str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
-    return named + (["BurnedInAnnotation"] if burned_in else [])
+    """The tags, at any depth of sequences, that may tell who the patient is.
+
+    Those are the names of persons, physicians' too: they narrow down whose scan it is, and a de-identified file has
+    none. `BurnedInAnnotation` says that the pixels hold such text.
+    """
+    named: dict[str, None] = {}  # in the order of the file, each once
+    for element in dataset.iterall():
+        tag = element.keyword or str(element.tag)
+        if tag == "BurnedInAnnotation":
+            found = str(element.value or "").strip().upper() == "YES"
+        else:
+            found = (element.VR == "PN" or tag in IDENTIFIERS) and _has_text(element.value)
+        if found:
+            named[tag] = None
+    return list(named)
+
+
+def _has_text(value: Any) -> bool:
+    """Whether a value, or one of several, is more than the separators of an empty one."""
+    parts = value if isinstance(value, MultiValue) else [value]
+    return any(part is not None and str(part).strip(" ^=\\\0") for part in parts)
+
+
+def window_fault(dataset: Dataset) -> str | None:
+    """Why the first window cannot be applied; None when it can, or a table or no window at all stands in its place."""
+    width = dataset.get("WindowWidth")
+    if dataset.get("VOILUTSequence") or dataset.get("WindowCenter") is None or width is None:
+        return None
+    first = float(width[0] if isinstance(width, MultiValue) else width)
+    linear = str(dataset.get("VOILUTFunction") or "LINEAR").upper() == "LINEAR"
+    if first >= MIN_WIDTH if linear else first > 0:
+        return None
+    return (
+        f"is DICOM whose window is unusable: WindowWidth is {first:g}, expected {'1 or more' if linear else 'above 0'}"
+    )
 
 
 def eight_bits(dataset: Dataset) -> npt.NDArray[np.uint8]:

@@ -244,14 +244,21 @@ class _Filling:
         return None
 
     def _check(self, row: SourceRow, example_id: str) -> StoredImage | str:
-        """The row's image, or what is wrong with the row."""
+        """The row's image, or what is wrong with the row.
+
+        Raises:
+            DataError: the image is DICOM that names a person; no limit of bad rows covers that.
+        """
         if not row.question:
             return "the question is empty"
         if example_id in self._ids:
             return f"id {row.key!r} occurs a second time"
         if self._rule == OpenRule.OPEN and row.marked_open is None:
             return "not marked as open or closed, which data.open_rule=open needs"
-        return self.images.store(row.image)
+        try:
+            return self.images.store(row.image)
+        except DataError as error:
+            raise DataError(f"{self.funnel.root / row.file.label}, row {row.number}: image {error}") from None
 
     def _write(self, row: SourceRow, example: Example) -> None:
         self._files[row.split].write(json.dumps(asdict(example), ensure_ascii=False) + "\n")

@@ -27,7 +27,7 @@ class PrepareConfig:
     where: dict[str, str] = Field(default_factory=dict)  # field of the source: value a question must have there
     exclude_leaks: bool = False  # drop training questions about images that are also held out
     near_distance: Annotated[int, Field(ge=0, le=255)] = 20  # bits of 256 that near-identical images may differ by
-    allow_identifiers: bool = False  # accept DICOM files that name the patient
+    allow_identifiers: bool = False  # accept DICOM files that name the patient, or any person
     max_bad_rows: NonNegativeInt = 0  # bad rows dropped (each reported) before the command fails
     max_pixels: PositiveInt = 100_000_000  # width × height of one image; larger ones are bad
     cache_dir: str = "~/.cache/mrpo/downloads"  # where downloaded files are kept
