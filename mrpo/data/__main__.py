@@ -56,7 +56,7 @@ def configure(arguments: Sequence[str]) -> PrepareConfig:
 
 
 def _show(prepared: Prepared, config: PrepareConfig) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(funnel_table(f"{prepared.manifest['set']}: questions", prepared.funnel))
     rationales = prepared.manifest["rationales"]
     if rationales is not None:
@@ -68,7 +68,8 @@ def _show(prepared: Prepared, config: PrepareConfig) -> None:
         console.print(leak_table(prepared.leaks, excluded=config.exclude_leaks))
     for note in prepared.manifest["renamed_images"]:
         console.print(f"renamed: {note}", markup=False, soft_wrap=True)
-    console.print(f"open-ended rule: {prepared.manifest['open_rule']}; license: {prepared.manifest['license']}")
+    facts = prepared.manifest
+    console.print(f"open-ended rule: {facts['open_rule']}; license: {facts['license']}", markup=False, soft_wrap=True)
     console.print(f"prepared: {prepared.out}", markup=False, soft_wrap=True)
 
 

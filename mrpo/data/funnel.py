@@ -55,7 +55,7 @@ class Funnel:
         self.bad_rows.append(message)
         if len(self.bad_rows) > self.max_bad_rows:
             raise DataError(
-                f"{self.root / message} ({len(self.bad_rows)} bad so far, data.max_bad_rows={self.max_bad_rows}; "
+                f"{self.root}/{message} ({len(self.bad_rows)} bad so far, data.max_bad_rows={self.max_bad_rows}; "
                 "mend the row or raise data.max_bad_rows to drop bad rows with a report)"
             )
         logger.warning("dropped: %s", message)

@@ -69,6 +69,8 @@ class ImageStore:
                 self._seen[key] = self._take(key, image.data, image.name or "the row's image", PurePosixPath(key))
             return self._seen[key]
         found = self._tree.matching(image)
+        if not found and (fault := self._tree.fault_of(image)):
+            return f"image {image!r}: {fault}"
         if not found:
             return f"image {image!r} is not in the source folder{self._tree.archive_names}"
         key = found[0].path

@@ -58,6 +58,7 @@ def write_manifest(
         "rows": funnel.facts(),
         "bad_rows": funnel.bad_rows,
         "renamed_images": list(renamed),
+        "passed_over": _passed_over(source, rationales),
         "rationales": None if rationales is None else _rationale_facts(*rationales),
         "leaks": {report.split: _leak_facts(report) for report in leaks},
         "num_images": len(image_digests),
@@ -96,6 +97,12 @@ def command(config: PrepareConfig) -> str:
 def _default(item: Any) -> Any:
     """A pydantic dataclass keeps a factory's default where a plain one would."""
     return {} if item.name == "where" else item.default
+
+
+def _passed_over(source: SourceTree, rationales: tuple[SourceTree, Rationales] | None) -> list[str]:
+    """What lies in the folders and was never opened, each with the reason."""
+    trees = [source] if rationales is None else [source, rationales[0]]
+    return sorted({f"{path} {fault}" for tree in trees for path, fault in tree.passed_over.items()})
 
 
 def _input_facts(tree: SourceTree) -> dict[str, Any]:

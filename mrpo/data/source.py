@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from typing import IO
 
 from mrpo.data.archive import ARCHIVE_FAULTS, open_archive
 from mrpo.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 HEAD_BYTES = 64
@@ -41,15 +45,16 @@ class SourceTree:
     """All files under a folder, found by name. Use as a context manager: it holds archives open."""
 
     def __init__(self, root: Path) -> None:
-        """List the folder.
+        """List the folder; what is no regular file in it is passed over with a report.
 
         Raises:
-            DataError: a zip archive in it is damaged or unsafe.
+            DataError: a folder cannot be listed, or a zip archive in it is damaged or unsafe.
         """
         self.root = root
         self._archives: dict[Path, zipfile.ZipFile] = {}
         self._by_name: dict[str, list[SourceFile]] = {}
         self.opened: set[Path] = set()  # files on disk that were read, archives included
+        self.passed_over: dict[str, str] = {}  # path: why it is never opened
         try:
             for file in self._walk():
                 self._by_name.setdefault(file.name, []).append(file)
@@ -75,16 +80,22 @@ class SourceTree:
         return f" or in {names}" if names else ""
 
     def _walk(self) -> Iterator[SourceFile]:
-        for folder, folders, names in os.walk(self.root):
+        home = self.root.resolve()
+        for folder, folders, names in os.walk(self.root, onerror=_refuse_folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
+            linked = [name for name in folders if Path(folder, name).is_symlink()]  # which the walk does not enter
+            for name in [*linked, *sorted(names)]:
                 if name.startswith("."):
                     continue
                 file = Path(folder, name)
                 path = file.relative_to(self.root)
+                if fault := _file_fault(file, home):
+                    self.passed_over[path.as_posix()] = fault
+                    logger.warning("passed over: %s %s", path, fault)
+                    continue
                 yield SourceFile(path=path.as_posix(), file=file)
                 if file.suffix.lower() == ".zip":
-                    refuse_stand_ins(file.read_bytes()[:HEAD_BYTES] if file.stat().st_size < 4096 else b"", file)
+                    refuse_stand_ins(_head(file), file)
                     archive, infos = open_archive(file)
                     self._archives[file] = archive
                     for info in infos:
@@ -95,9 +106,18 @@ class SourceTree:
         """Every file, in a fixed order."""
         return sorted((file for files in self._by_name.values() for file in files), key=lambda file: file.path)
 
+    def fault_of(self, path: str) -> str | None:
+        """Why the file of this path, or a folder that it would lie in, was passed over; None when it was not."""
+        wanted = _parts(path)
+        for place, fault in self.passed_over.items():
+            parts = list(PurePosixPath(place).parts)
+            if any(wanted[:end] == parts[-end:] for end in range(1, len(wanted) + 1)):
+                return f"{place} {fault}"
+        return None
+
     def matching(self, path: str) -> list[SourceFile]:
         """The files whose path ends in this path, whole parts compared."""
-        parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", ".")]
+        parts = _parts(path)
         if not parts or ".." in parts:
             return []
         return [
@@ -157,9 +177,16 @@ class SourceTree:
 
 
 def sha256_of(file: Path) -> str:
-    """The digest of a file on disk."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """The digest of a file on disk.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}); mend its permissions, or get it again") from None
 
 
 def refuse_stand_ins(head: bytes, file: Path) -> None:
@@ -177,6 +204,36 @@ def refuse_stand_ins(head: bytes, file: Path) -> None:
         raise DataError(
             f"{file} is a web page, not the file itself; log in where the set is published and get it again"
         )
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", ".")]
+
+
+def _file_fault(file: Path, home: Path) -> str | None:
+    """Why an entry of a folder is not opened; `home` is the resolved source folder."""
+    try:
+        kind = file.stat().st_mode
+        inside = not file.is_symlink() or file.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):  # a loop of links
+        return "is a symbolic link to nothing" if file.is_symlink() else "cannot be looked at"
+    if not inside:
+        return "is a symbolic link that leaves the folder; put the file itself there"
+    if stat.S_ISDIR(kind):
+        return "is a symbolic link to a folder; put the folder itself there"
+    return None if stat.S_ISREG(kind) else "is no regular file (a pipe, socket or device)"
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed ({error.strerror}); mend its permissions, or take it away")
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}); mend its permissions, or get it again") from None
 
 
 def _depth(file: SourceFile) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from mrpo.data.funnel import Funnel
@@ -19,7 +20,7 @@ def funnel_table(title: str, funnel: Funnel) -> Table:
     for name, what, count in funnel.lines():
         if split and name != split:
             table.add_section()
-        table.add_row(name if name != split else "", what, str(count), style="bold" if what == "kept" else None)
+        table.add_row(name if name != split else "", escape(what), str(count), style="bold" if what == "kept" else None)
         split = name
     return table
 

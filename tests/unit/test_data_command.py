@@ -77,3 +77,17 @@ def test_an_error_is_one_line_and_exit_code_2(source: Path, tmp_path: Path, caps
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert captured.err.startswith(f"error: {source}/train.json, row 1: field 'image_name' is missing")
+
+
+def test_what_the_user_writes_is_printed_as_it_stands(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Square brackets are markup and colons are emoji to the console, unless it is told otherwise."""
+    rows = [{"image": "images/a.png", "problem": "Which?", "solution": "this", "kind": kind} for kind in ("x", ":x:")]
+    write_json(source / "own" / "test.json", rows)
+    write_image(source / "own" / "images" / "a.png", 1)
+    words = ["data.set=published", f"data.source={source / 'own'}", f"data.out={tmp_path / 'out'}"]
+    assert main(["prepare", *words, "data.where.kind=':x:'", "data.license='[bold] :x:'"]) == 0
+    printed = capsys.readouterr().out
+    assert "kind is not :x:" in printed
+    assert "license: [bold] :x:" in printed
