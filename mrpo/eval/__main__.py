@@ -267,6 +267,8 @@ def _facts(job: Job, command: str) -> EvaluationFacts:
         answer_rubric=judge.answer_rubric if judge and by_judge else None,
         open_rules={item.name: item.open_rule for item in job.sets},
         command=command,
+        answer_kind=str(config.reward.answer.kind),
+        threshold=config.algorithm.threshold,
         notices=(LEXICAL_NOTICE,) if config.judge.kind == JudgeKind.LEXICAL else (),
         settings={
             "answers": str(config.reward.answer.kind),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mrpo.eval.comparability import difference_notices
 from mrpo.eval.evaluation import Evaluation, EvaluationFacts, require_comparable
-from mrpo.eval.pairing import PairedResult, all_pairs
+from mrpo.eval.pairing import PairedResult, Unpaired, all_pairs
 from mrpo.eval.reasoning import ReasoningReport, summarise_reasoning
 from mrpo.eval.results import BenchmarkResult, JudgeError, judge_errors, summarise_sets
 
@@ -23,15 +24,16 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """Some models, and every two of them that share questions."""
+    """Some models, and every two of them."""
 
     models: list[ModelResult]  # in the order given
-    pairs: list[PairedResult]
+    pairs: list[PairedResult | Unpaired]
 
     @property
     def notices(self) -> list[str]:
         """What a reader must know first, each once."""
-        return list(dict.fromkeys(notice for item in self.models for notice in item.facts.notices))
+        differences = difference_notices([item.facts for item in self.models])
+        return list(dict.fromkeys([*differences, *(notice for item in self.models for notice in item.facts.notices)]))
 
 
 def measure(evaluations: Sequence[Evaluation]) -> Benchmark:

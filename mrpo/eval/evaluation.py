@@ -29,6 +29,8 @@ class EvaluationFacts:
     answer_rubric: str | None  # version; None: answers were not rated by the judge
     open_rules: Mapping[str, str]  # set: which of its questions count as open-ended
     command: str  # that makes these numbers again
+    answer_kind: str | None = None  # what rated answers, an AnswerKind; None: not recorded
+    threshold: float | None = None  # a reward above it counts as right; None: not recorded
     notices: tuple[str, ...] = ()  # what a reader must know first, such as a judge that is a stand-in
     settings: Mapping[str, str] = field(default_factory=dict)  # more to show, in words
 
@@ -39,7 +41,7 @@ class Evaluation:
 
     facts: EvaluationFacts
     rows: Sequence[TraceRow]  # one a question
-    folder: Path | None = None  # None: not read from one
+    folder: Path | None = field(default=None, compare=False)  # None: not read from one
 
 
 def write_facts(folder: Path, facts: EvaluationFacts) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+NO_WIDTH = 1e-12  # what rounding leaves of no width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,11 @@ class Interval:
     low: float
     high: float
     num: int  # observations behind it
+
+    @property
+    def has_width(self) -> bool:
+        """Whether it bounds anything: a bootstrap of one value, or of equal ones, does not."""
+        return self.high - self.low > NO_WIDTH
 
 
 def wilson_interval(successes: int, num: int) -> Interval | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from mrpo.errors import DataError
+from mrpo.eval.comparability import rated_differently
 from mrpo.eval.evaluation import Evaluation
 from mrpo.eval.intervals import Interval, mcnemar_p
 from mrpo.eval.statistics import bootstrap_mean, bootstrap_p
@@ -26,6 +28,15 @@ class PairedResult:
     difference: Interval  # accuracy of the second minus that of the first; paired bootstrap
     bootstrap_p: float  # two-sided
     mcnemar_p: float  # exact, two-sided
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpaired:
+    """Two models whose answers are not compared."""
+
+    first: str
+    second: str
+    reason: str
 
 
 def compare_models(first: Evaluation, second: Evaluation, *, dataset: str | None = None) -> PairedResult | None:
@@ -73,14 +84,20 @@ def compare_models(first: Evaluation, second: Evaluation, *, dataset: str | None
     )
 
 
-def all_pairs(evaluations: Sequence[Evaluation]) -> list[PairedResult]:
-    """Every two of the evaluations that share questions, in their order."""
-    results = [
-        compare_models(first, second)
-        for number, first in enumerate(evaluations)
-        for second in evaluations[number + 1 :]
-    ]
-    return [result for result in results if result is not None]
+def all_pairs(evaluations: Sequence[Evaluation]) -> list[PairedResult | Unpaired]:
+    """Every two of the evaluations, in their order; those that were not rated alike are not paired."""
+    return [_pair(first, second) for first, second in combinations(evaluations, 2)]
+
+
+def _pair(first: Evaluation, second: Evaluation) -> PairedResult | Unpaired:
+    result = compare_models(first, second)
+    if result is None:
+        reason = "no question in common"
+    elif differences := rated_differently(first.facts, second.facts):
+        reason = f"not rated alike: {', '.join(differences)}"
+    else:
+        return result
+    return Unpaired(first=first.facts.model, second=second.facts.model, reason=reason)
 
 
 def _question(row: TraceRow) -> tuple[str, str, str]:

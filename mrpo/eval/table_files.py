@@ -10,6 +10,7 @@ from typing import Any
 
 from mrpo.atomic import write_text
 from mrpo.eval.benchmark import Benchmark
+from mrpo.eval.pairing import PairedResult, Unpaired
 from mrpo.eval.tables import Cell, Table, result_tables
 
 LATEX = {
@@ -49,7 +50,9 @@ def results_tree(benchmark: Benchmark) -> dict[str, Any]:
     """All numbers as JSON: shares in [0, 1]."""
     return {
         "models": {item.facts.model: asdict(item) for item in benchmark.models},
-        "paired": [asdict(pair) for pair in benchmark.pairs],
+        "paired": [asdict(pair) for pair in benchmark.pairs if isinstance(pair, PairedResult)],
+        "unpaired": [asdict(pair) for pair in benchmark.pairs if isinstance(pair, Unpaired)],
+        "notices": benchmark.notices,
     }
 
 

@@ -9,7 +9,7 @@ from mrpo.eval import published
 from mrpo.eval.benchmark import Benchmark
 from mrpo.eval.cascade import Stage
 from mrpo.eval.intervals import Interval
-from mrpo.eval.pairing import PairedResult
+from mrpo.eval.pairing import PairedResult, Unpaired
 from mrpo.eval.reasoning import ReasoningReport, ReasoningResult
 from mrpo.eval.results import BenchmarkResult, in_set_order, set_title
 
@@ -163,7 +163,8 @@ def reasoning_table(reports: Mapping[str, ReasoningReport]) -> Table | None:
         name="reasoning",
         title="Reasoning quality (%)",
         note="In brackets 95 % intervals. Aligned, contributing, valid: mean share of a completion's steps (bootstrap "
-        "over completions); a step is valid when it aligns with the gold rationale or contributes to the answer.",
+        "over completions); a step is valid when it aligns with the gold rationale or contributes to the answer. "
+        "An interval is missing (–) where there is one value, or no two differ.",
         columns=("n", "Judged", "Judge errors", "Without steps", "Aligned", "Contributing", "Valid"),
         cells=lambda part: [
             *(
@@ -187,7 +188,8 @@ def cascade_table(reports: Mapping[str, ReasoningReport]) -> Table | None:
         title="Failure cascades (%)",
         note="In brackets 95 % intervals. Failing: judged completions with an invalid step. Early, mid, late: where "
         "the first of them lies, below 1/3, below 2/3 or later, as shares of the failing completions and, “of all”, of "
-        "all judged ones (Wilson). FAR: mean share of invalid steps after the first one (bootstrap).",
+        "all judged ones (Wilson). FAR: mean share of invalid steps after the first one (bootstrap). An interval is "
+        "missing (–) where there is one value, or no two differ.",
         columns=("Judged", "Failing", "Early", "Mid", "Late", "Early of all", "Mid of all", "Late of all", "FAR"),
         cells=lambda part: [
             Cell(text=f"{part.num_judged:,}"),
@@ -199,8 +201,8 @@ def cascade_table(reports: Mapping[str, ReasoningReport]) -> Table | None:
     )
 
 
-def paired_table(pairs: Sequence[PairedResult]) -> Table | None:
-    """Every two models on the questions they share; None where there are no two."""
+def paired_table(pairs: Sequence[PairedResult | Unpaired]) -> Table | None:
+    """Every two models on the questions they share, or why they are not paired; None where there are no two."""
     if not pairs:
         return None
     names = ("Model A", "Model B", "n", "Both right", "Only A", "Only B", "B − A (points)", "McNemar p", "Bootstrap p")
@@ -209,26 +211,28 @@ def paired_table(pairs: Sequence[PairedResult]) -> Table | None:
         title="Paired comparison",
         note="Answers to the same questions. The difference of accuracies has a paired bootstrap 95 % interval; "
         "McNemar's test is exact and two-sided, the bootstrap's p two-sided. The p values are not corrected for the "
-        "number of pairs.",
+        "number of pairs. Models that were not rated alike, or share no question, are not paired.",
         num_labels=2,
         columns=[Cell(text=name) for name in names],
-        lines=[
-            Line(
-                cells=[
-                    Cell(text=pair.first),
-                    Cell(text=pair.second),
-                    Cell(text=f"{pair.num_paired:,}"),
-                    Cell(text=f"{pair.num_both:,}"),
-                    Cell(text=f"{pair.num_only_first:,}"),
-                    Cell(text=f"{pair.num_only_second:,}"),
-                    Cell(text=_signed(pair.difference.value), detail=_ends(pair.difference)),
-                    Cell(text=p_value(pair.mcnemar_p)),
-                    Cell(text=p_value(pair.bootstrap_p)),
-                ]
-            )
-            for pair in pairs
-        ],
+        lines=[Line(cells=_pair_cells(pair, num_numbers=len(names) - 2)) for pair in pairs],
     )
+
+
+def _pair_cells(pair: PairedResult | Unpaired, *, num_numbers: int) -> list[Cell]:
+    if isinstance(pair, Unpaired):
+        labels = [Cell(text=pair.first), Cell(text=pair.second, detail=pair.reason)]
+        return [*labels, *[Cell(text=MISSING)] * num_numbers]
+    return [
+        Cell(text=pair.first),
+        Cell(text=pair.second),
+        Cell(text=f"{pair.num_paired:,}"),
+        Cell(text=f"{pair.num_both:,}"),
+        Cell(text=f"{pair.num_only_first:,}"),
+        Cell(text=f"{pair.num_only_second:,}"),
+        Cell(text=_signed(pair.difference.value), detail=_ends(pair.difference)),
+        Cell(text=p_value(pair.mcnemar_p)),
+        Cell(text=p_value(pair.bootstrap_p)),
+    ]
 
 
 def p_value(p: float) -> str:
@@ -283,6 +287,8 @@ def _share(interval: Interval | None, *, digits: int = 1) -> Cell:
 
 
 def _ends(interval: Interval) -> str:
+    if not interval.has_width:
+        return MISSING
     return f"[{interval.low * 100:.1f}, {interval.high * 100:.1f}]".replace("-", "−")
 
 

@@ -69,8 +69,9 @@ class Point:
 
     x: float
     y: float
-    whisker: tuple[float, float] | None
+    whisker: tuple[float, float] | None  # None: published, or one value or equal ones
     title: str
+    note: str  # beside it: the completions behind it; empty where it is published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +193,8 @@ def far_figure(models: Mapping[str, CascadeSummary]) -> FarFigure | None:
     return FarFigure(
         name="far",
         title="After the first failure",
-        unit="mean share of invalid steps (FAR), by where the first failure lies (FFP)",
+        unit="mean share of invalid steps (FAR), by where the first failure lies (FFP); numbers: completions behind a "
+        "point",
         description="Mean failure accumulation rate by first-failure point. " + "; ".join(words),
         height=max(FAR_HEIGHT, curves[-1].legend_y + 16),
         x_ticks=[
@@ -257,13 +259,15 @@ def _bar_x(share: float) -> float:
 def _point(name: str, index: int, value: Interval | float, x: float, to_y: Callable[[float], float]) -> Point:
     place = f"{name}, FFP {(index + 0.5) / NUM_FAR_BINS:.1f}"
     if isinstance(value, Interval):
+        ends = [f"{percent(value.low)}–{percent(value.high)}"] if value.has_width else []
         return Point(
             x=round(x, 1),
             y=to_y(value.value),
-            whisker=(to_y(value.low), to_y(value.high)),
-            title=f"{place}: {percent(value.value)}, {percent(value.low)}–{percent(value.high)}, n = {value.num:,}",
+            whisker=(to_y(value.low), to_y(value.high)) if value.has_width else None,
+            title=", ".join([f"{place}: {percent(value.value)}", *ends, f"n = {value.num:,}"]),
+            note=f"{value.num:,}",
         )
-    return Point(x=round(x, 1), y=to_y(value), whisker=None, title=f"{place}: {percent(value)}, published")
+    return Point(x=round(x, 1), y=to_y(value), whisker=None, title=f"{place}: {percent(value)}, published", note="")
 
 
 def _value(interval: Interval | None) -> float:

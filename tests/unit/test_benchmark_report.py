@@ -154,6 +154,8 @@ def test_far_curves_by_hand() -> None:
     ]
     assert len({curve.legend_y for curve in figure.curves}) == 5
     assert all(len(curve.points) == 5 and curve.points[0].whisker is None for curve in figure.curves[1:])
+    assert [(point.whisker, point.note) for point in ours.points] == [(None, "1")] * 2  # of one completion each
+    assert {point.note for curve in figure.curves[1:] for point in curve.points} == {""}
 
 
 def test_nothing_to_draw() -> None:

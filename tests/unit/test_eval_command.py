@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation_world import make_facts, make_row
 from PIL import Image
 
 from mrpo.choices import AnswerKind, BestMetric, CheckpointChoice, JudgeKind
@@ -19,12 +20,13 @@ from mrpo.data.jsonl import write_jsonl
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.eval.__main__ import main, prepare_job
 from mrpo.eval.evaluate import evaluate
+from mrpo.eval.evaluation import write_facts
 from mrpo.eval.generations import GeneratedElsewhere, read_generations
 from mrpo.eval.questions import load_question_sets
 from mrpo.eval.store import EvaluationStore
 from mrpo.eval.subject import find_subject
 from mrpo.rewards.scorer import build_answer_scorer
-from mrpo.rows import read_rows
+from mrpo.rows import read_rows, write_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import BestStep
 from mrpo.types import Example, FailureReason
@@ -297,6 +299,31 @@ def test_what_the_command_refuses_before_anything_starts(tmp_path: Path, capsys:
     ):
         assert main(arguments) == 2, arguments
         assert words in " ".join(capsys.readouterr().err.split()), arguments
+
+
+def test_evaluations_side_by_side_need_names_and_a_folder_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "results.parquet", [make_row(0, correct=True)])
+        write_facts(tmp_path / name, make_facts("[red]ours" if name == "a" else "ours"))
+    (tmp_path / "file").write_text("")
+    compare = f"benchmark.compare=[{tmp_path / 'a'},{tmp_path / 'b'}]"
+
+    def said(*arguments: str) -> str:
+        assert main(arguments) == 2, arguments
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "benchmark.compare needs benchmark.out" in said(compare)
+    assert "holds an evaluation of its own" in said(compare, f"benchmark.out={tmp_path / 'a'}")
+    assert "cannot be a folder" in said(compare, f"benchmark.out={tmp_path / 'file'}")
+    assert "cannot be a folder" in said(compare, f"benchmark.out={tmp_path / 'file' / 'below'}")
+    twice = said(f"benchmark.compare=[{tmp_path / 'b'},{tmp_path / 'b'}]", f"benchmark.out={tmp_path / 'out'}")
+    assert "two evaluations are named 'ours'" in twice and "benchmark.name=<name>" in twice
+    assert f"{tmp_path / 'b'} and {tmp_path / 'b'}" in twice
+    assert main([compare, f"benchmark.out={tmp_path / 'out'}"]) == 0
+    assert "[red]ours" in capsys.readouterr().out
 
 
 def test_answers_are_judged_where_there_is_a_judge(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluation_world import make_evaluation, make_facts, make_row, unrated
 
 from mrpo.eval.benchmark import measure
 from mrpo.eval.evaluation import Evaluation
-from mrpo.eval.table_files import latex_table, markdown_table, write_tables
+from mrpo.eval.pairing import PairedResult
+from mrpo.eval.table_files import latex_table, markdown_table, results_tree, write_tables
 from mrpo.eval.tables import Cell, Line, Table, p_value, result_tables
 
 TRICKY = r"a_b & 50 % $x$ #1 {y} ~^\ | <b>*"
@@ -120,3 +122,49 @@ def test_groups_have_rules_and_published_rows_italics() -> None:
     assert r"\textit{x} & \textit{1.0 {\scriptsize [0.5, 1.5]}} \\" in latex_table(table)
     assert markdown_table(table).splitlines()[-1] == r"| *x* | *1.0 \[0.5, 1.5\]* |"
     assert p_value(0.0004) == "< 0.001" and p_value(0.0464) == "0.046"
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"judge": "other"}, "judge (ours: judge-model; theirs: other)"),
+        ({"step_rubric": "steps-2"}, "rubric for steps (ours: steps-1; theirs: steps-2)"),
+        ({"answer_rubric": None}, "rubric for answers (ours: answer-1; theirs: none)"),
+        ({"answer_kind": "mixed"}, "answers rated by (ours: none; theirs: mixed)"),
+        ({"threshold": 0.5}, "threshold of a right answer (ours: none; theirs: 0.5)"),
+    ],
+)
+def test_models_that_were_not_rated_alike_are_not_paired(change: dict[str, Any], shown: str) -> None:
+    rows = [make_row(n, correct=n < 8) for n in range(10)]
+    found = measure([make_evaluation(rows), make_evaluation(rows, "theirs", **change)])
+    assert [notice for notice in found.notices if shown in notice] == found.notices != []
+    paired = next(table for table in result_tables(found) if table.name == "paired")
+    assert [cell.text for cell in paired.lines[0].cells] == ["ours", "theirs", *["–"] * 7]
+    assert paired.lines[0].cells[1].detail.startswith("not rated alike: ")
+    assert results_tree(found)["paired"] == [] and len(results_tree(found)["unpaired"]) == 1
+
+
+def test_another_open_rule_of_a_shared_set_is_said() -> None:
+    rows = [make_row(n, correct=n < 8) for n in range(10)]
+    other = {"vqa_rad": "all", "pathvqa": "all"}
+    found = measure([make_evaluation(rows), make_evaluation(rows, "theirs", open_rules=other)])
+    assert len(found.notices) == 1 and "VQA-RAD" in found.notices[0]
+    assert "(ours: non_yes_no; theirs: all)" in found.notices[0]
+    assert isinstance(found.pairs[0], PairedResult)
+
+
+def test_models_that_share_no_question_get_a_line() -> None:
+    first, second = ([make_row(n, correct=True)] for n in (0, 1))
+    found = measure([make_evaluation(first), make_evaluation(second, "theirs")])
+    paired = next(table for table in result_tables(found) if table.name == "paired")
+    assert paired.lines[0].cells[1] == Cell(text="theirs", detail="no question in common") and not found.notices
+
+
+def test_an_interval_without_width_is_not_shown() -> None:
+    rows = [make_row(0, correct=True, valid=[False, False]), make_row(1, correct=True, valid=[True, True])]
+    tables = {table.name: table for table in result_tables(measure([make_evaluation(rows)]))}
+    aligned = tables["reasoning"].lines[0].cells[-1]
+    assert aligned.text == "50.0" and aligned.detail == "[0.0, 100.0]"
+    accumulation = tables["cascade"].lines[0].cells[-1]  # of one completion
+    assert (accumulation.text, accumulation.detail) == ("100.0", "–")
+    assert tables["counts"].lines[0].cells[-1].text == "–"
