@@ -89,9 +89,9 @@ class Rationales:
             if counts.asked and counts.texts and not counts.joined:
                 raise DataError(
                     f"none of {counts.asked} {split} questions found its gold rationale among {len(counts.texts)}, "
-                    f"which are joined by image, question and answer; they name images such as {counts.image!r}: where the "
-                    f"set's rows have no such names (parquet), put image files of those names below {place}, else see that "
-                    f"data.rationales is of this set; or take its {split} file away"
+                    f"which are joined by image, question and answer; they name images such as {counts.image!r}: where "
+                    f"the set's rows have no such names (parquet), put image files of those names below {place}, else "
+                    f"see that data.rationales is of this set; or take its {split} file away"
                 )
 
 
