@@ -91,9 +91,9 @@ class Collector:
         """On the steps, and on the answer where it is the judge's to rate; the two calls run side by side."""
         step_judge = self.judge if judge_steps else None
         if self.answer_kind != AnswerKind.JUDGE:
-            return await _step_ruling(step_judge, completion, example), None
-        steps = asyncio.create_task(_step_ruling(step_judge, completion, example))
-        answer = asyncio.create_task(_answer_ruling(self.judge, completion, example))
+            return await step_ruling(step_judge, completion, example), None
+        steps = asyncio.create_task(step_ruling(step_judge, completion, example))
+        answer = asyncio.create_task(answer_ruling(self.judge, completion, example))
         try:
             return await asyncio.gather(steps, answer)
         finally:
@@ -113,7 +113,7 @@ class Collector:
         return [next(scores) if text else 0.0 for text in texts]
 
 
-async def _step_ruling(judge: JudgePool | None, completion: Completion, example: Example) -> Judgement | None:
+async def step_ruling(judge: JudgePool | None, completion: Completion, example: Example) -> Judgement | None:
     """A ruling, or None where there is nothing to rule on: no judge, no gold rationale, no step."""
     if judge is None or example.rationale is None or not completion.steps:
         return None
@@ -128,7 +128,7 @@ async def _step_ruling(judge: JudgePool | None, completion: Completion, example:
     return await judge.judge(request)
 
 
-async def _answer_ruling(judge: JudgePool | None, completion: Completion, example: Example) -> AnswerJudgement | None:
+async def answer_ruling(judge: JudgePool | None, completion: Completion, example: Example) -> AnswerJudgement | None:
     """A ruling on the answer, or None where there is nothing to rule on: no judge asked, or no answer."""
     generated = answer_to_rate(completion, AnswerKind.JUDGE)
     if judge is None or not generated:

@@ -213,6 +213,7 @@ async def _measure(job: Job, store: EvaluationStore, console: Console, similarit
                 max_new_tokens=config.rollout.max_new_tokens,
                 chunk_size=config.benchmark.chunk_size,
                 threshold=config.algorithm.threshold,
+                max_failure_share=config.judge.max_failure_share,
                 on_progress=lambda done, total: console.note(f"{done} of {total} questions"),
             )
 

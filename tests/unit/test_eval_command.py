@@ -17,7 +17,7 @@ from mrpo.collection import Collector
 from mrpo.compose import choices, compose_config
 from mrpo.config import RewardConfig, plain
 from mrpo.data.jsonl import write_jsonl
-from mrpo.errors import ConfigError, DataError, ResourceError
+from mrpo.errors import ConfigError, DataError, JudgeUnavailableError, ResourceError
 from mrpo.eval.__main__ import main, prepare_job
 from mrpo.eval.evaluate import evaluate
 from mrpo.eval.evaluation import write_facts
@@ -29,7 +29,7 @@ from mrpo.rewards.scorer import build_answer_scorer
 from mrpo.rows import read_rows, write_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import BestStep
-from mrpo.types import Example, FailureReason
+from mrpo.types import AnswerRequest, Example, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
 from tests.unit.fakes import FakeJudge
 
 RIGHT = "<think>An MRI of the kidney. The right side is affected.</think><answer>right</answer>"
@@ -73,7 +73,7 @@ def collector_of(outputs: dict[str, str], judge: FakeJudge | None = None) -> Col
 def run(examples: list[Example], collector: Collector, store: EvaluationStore, **changes: Any) -> list[str]:
     """Evaluate; returns what was told of the progress."""
     told: list[str] = []
-    settings: dict[str, Any] = {"max_new_tokens": 9, "chunk_size": 2, "threshold": 0.6}
+    settings: dict[str, Any] = {"max_new_tokens": 9, "chunk_size": 2, "threshold": 0.6, "max_failure_share": 0.2}
     work = evaluate(
         examples, collector, store, on_progress=lambda done, total: told.append(f"{done}/{total}"), **settings | changes
     )
@@ -116,6 +116,84 @@ def test_failed_judgements_are_asked_again(tmp_path: Path) -> None:
     with EvaluationStore.open(tmp_path / "out", {}) as store:
         assert run(examples, collector_of(outputs, FakeJudge()), store) == ["2/3", "3/3"]
         assert all(row.answer_judge_failure is None for row in store.rows.values())
+
+
+class LenientJudge(FakeJudge):
+    """Finds every step valid, where it does not fail."""
+
+    async def judge(self, request: JudgeRequest) -> Judgement:
+        self.calls.append(request)
+        reason, num_steps = self.failing(request), len(request.steps)
+        verdicts = Verdicts(alignment=[True] * num_steps, contribution=[True] * num_steps)
+        outcome = JudgeFailure(reason=reason) if reason else verdicts
+        return Judgement(key=request.key, outcome=outcome, started_s=1.0, ended_s=2.0, attempts=1)
+
+
+def with_rationales(examples: list[Example]) -> list[Example]:
+    return [replace(example, rationale="An MRI of the kidney. The right side.") for example in examples]
+
+
+def test_a_retry_asks_for_what_is_missing_alone_and_keeps_the_rest(tmp_path: Path) -> None:
+    examples = with_rationales(prepared(tmp_path, num=3))
+    outputs = {example.id: RIGHT for example in examples}
+    first = LenientJudge()
+    first.failing = lambda request: FailureReason.BAD_JSON if "test-0" in request.key else None
+    first.failing_answers = lambda request: FailureReason.TIMEOUT if "test-1" in request.key else None
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        run(examples, collector_of(outputs, first), store)
+        before = store.rows
+    down = LenientJudge(
+        failing=lambda request: FailureReason.TIMEOUT, failing_answers=lambda request: FailureReason.BUDGET
+    )
+    nothing = collector_of({}, down)  # nothing is sampled again
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        assert run(examples, nothing, store) == ["1/3", "3/3"]
+        assert [call.key for call in down.calls] == ["vqa_rad-test-0#0"]
+        assert [call.key for call in down.answer_calls] == ["vqa_rad-test-1#0"]
+        rows = list(store.rows.values())
+    assert [(row.judge_failure, row.answer_judge_failure) for row in rows] == [
+        ("timeout", None),
+        (None, "budget"),
+        (None, None),
+    ]
+    assert [(row.judge_attempts, row.answer_judge_attempts) for row in rows] == [(2, 1), (1, 2), (1, 1)]
+    assert (rows[0].correct, rows[1].alignment) == (True, before["vqa_rad-test-1"].alignment) != (True, None)
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        run(examples, collector_of({}, LenientJudge()), store)
+        rows = list(store.rows.values())
+    assert [(row.judge_attempts, row.answer_judge_attempts) for row in rows] == [(3, 1), (1, 3), (1, 1)]
+    assert all(row.correct and row.alignment is not None for row in rows)
+    assert [(row.text, row.steps, row.token_spans, row.rollout_ended_s) for row in rows] == [
+        (row.text, row.steps, row.token_spans, row.rollout_ended_s) for row in before.values()
+    ]
+
+
+def test_a_judge_that_is_down_ends_the_evaluation_and_what_is_measured_stays(tmp_path: Path) -> None:
+    examples = prepared(tmp_path, num=40)
+    outputs = {example.id: RIGHT for example in examples}
+    down = FakeJudge(failing_answers=lambda request: FailureReason.TRANSPORT)
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        with pytest.raises(JudgeUnavailableError, match=r"no ruling on 16 of 16 completions \(transport: as told\)"):
+            run(examples, collector_of(outputs, down), store)
+        assert len(store.rows) == 16 and len(down.answer_calls) == 16
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        assert run(examples, collector_of(outputs, FakeJudge()), store)[0] == "0/40"
+        assert all(row.correct for row in store.rows.values())
+
+
+def test_some_questions_on_which_the_judge_always_fails_do_not_stop_it(tmp_path: Path) -> None:
+    examples = prepared(tmp_path, num=100)
+    outputs = {example.id: RIGHT for example in examples}
+
+    def failing(request: AnswerRequest) -> FailureReason | None:  # one in five
+        return FailureReason.BAD_JSON if int(request.key.split("#")[0].rsplit("-", 1)[1]) % 5 == 0 else None
+
+    for _ in range(2):
+        judge = FakeJudge(failing_answers=failing)
+        with EvaluationStore.open(tmp_path / "out", {}) as store:
+            run(examples, collector_of(outputs, judge), store, chunk_size=20)
+            assert len([row for row in store.rows.values() if row.answer_judge_failure]) == 20
+    assert len(judge.answer_calls) == 20
 
 
 def test_a_folder_of_another_evaluation_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Rulings that an earlier try did not get, asked for again about the completion that is there; what is there stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from mrpo.collection import answer_ruling, step_ruling
+from mrpo.eval.record import EvalRecord
+from mrpo.protocols import JudgePool
+from mrpo.trace_row import TraceRow, row_of_evaluation
+from mrpo.types import Completion, Example, FinishReason, Step
+
+
+async def ask_again(
+    rows: Sequence[TraceRow], examples: Mapping[str, Example], judge: JudgePool | None, *, threshold: float
+) -> list[TraceRow]:
+    """Rows with the rulings they lacked, as far as they are to be had now. Attempts add up.
+
+    Args:
+        rows: each lacks a ruling, on the steps or on the answer.
+        examples: their questions, by id.
+        judge: None: there is none any more, and rows stay as they are.
+        threshold: an answer reward above it counts as right.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            asked = [
+                group.create_task(_ask_again(row, examples[row.prompt_id], judge, threshold=threshold)) for row in rows
+            ]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the first ended the others
+    return [task.result() for task in asked]
+
+
+async def _ask_again(row: TraceRow, example: Example, judge: JudgePool | None, *, threshold: float) -> TraceRow:
+    completion = _completion_of(row)
+    steps, answer = await asyncio.gather(
+        step_ruling(judge if row.judge_failure is not None else None, completion, example),
+        answer_ruling(judge if row.answer_judge_failure is not None else None, completion, example),
+    )
+    outcome = answer.outcome if answer is not None else None
+    correct = isinstance(outcome, bool) and float(outcome) > threshold
+    now = row_of_evaluation(
+        EvalRecord(
+            example=example,
+            completion=completion,
+            judgement=steps,
+            correct=correct,
+            valid=None,
+            answer_judgement=answer,
+        )
+    )
+    if steps is not None:
+        row = replace(
+            row,
+            alignment=now.alignment,
+            contribution=now.contribution,
+            judge_failure=now.judge_failure,
+            judge_detail=now.judge_detail,
+            judge_attempts=(row.judge_attempts or 0) + steps.attempts,
+            judge_started_s=now.judge_started_s,
+            judge_sent_s=now.judge_sent_s,
+            judge_ended_s=now.judge_ended_s,
+        )
+    if answer is not None:
+        row = replace(
+            row,
+            correct=correct,
+            answer_judge_failure=now.answer_judge_failure,
+            answer_judge_detail=now.answer_judge_detail,
+            answer_judge_attempts=(row.answer_judge_attempts or 0) + answer.attempts,
+            answer_judge_started_s=now.answer_judge_started_s,
+            answer_judge_sent_s=now.answer_judge_sent_s,
+            answer_judge_ended_s=now.answer_judge_ended_s,
+        )
+    return row
+
+
+def _completion_of(row: TraceRow) -> Completion:
+    """What the judge sees of a completion; its tokens are not kept, their numbers stay in the row."""
+    places = zip(row.steps, row.char_spans, strict=True)
+    return Completion(
+        prompt_id=row.prompt_id,
+        sample_index=row.sample_index,
+        prompt_token_ids=[],
+        completion_token_ids=[],
+        rollout_logprobs=[],
+        text=row.text,
+        steps=[Step(text=text, start=start, end=end) for text, (start, end) in places],
+        spans=[(start, end) for start, end in row.token_spans],
+        answer=row.answer,
+        think_tokens=row.num_think_tokens,
+        step_tokens=row.num_step_tokens,
+        finish_reason=FinishReason(row.finish_reason),
+        policy_version=row.policy_version,
+        started_s=row.rollout_started_s,
+        ended_s=row.rollout_ended_s,
+    )
