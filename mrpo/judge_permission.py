@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
-from mrpo.data.sets import SETS, Layout
+from mrpo.data.sets import NO_EXTERNAL_JUDGE, SETS, Layout
 from mrpo.errors import ConfigError
 from mrpo.types import Example
 
-RESTRICTED = re.compile(r"credential|physionet|gated|no redistribution", re.IGNORECASE)
+RESTRICTED = re.compile(rf"credential|physionet|gated|no redistribution|{NO_EXTERNAL_JUDGE}", re.IGNORECASE)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -36,10 +36,9 @@ def require_judge_allowed(examples: Iterable[Example], judge: JudgeConfig) -> No
         return
     for name, license_text in sorted({(example.dataset, example.license) for example in examples}):
         spec = SETS.get(re.sub(r"[^a-z0-9]+", "_", name.casefold()))
-        by_set = spec is not None and not spec.external_judge_allowed
-        # Published files may be of any sets: what their owner says of the license decides.
-        own_words = spec is not None and spec.loader == Layout.PUBLISHED and license_text != spec.license
-        if RESTRICTED.search(license_text) or (by_set and not own_words):
+        # Published files may be of any sets: what their owner says in the license decides.
+        by_set = spec is not None and spec.loader != Layout.PUBLISHED and not spec.external_judge_allowed
+        if by_set or RESTRICTED.search(license_text):
             raise ConfigError(
                 f"{spec.title if spec else name} may not be sent to an external judge ({license_text}), and judge.url="
                 f"{judge.url} is not this machine; use a judge of your own and say so with judge.on_premises=true, "

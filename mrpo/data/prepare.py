@@ -24,7 +24,7 @@ from mrpo.data.leaks import LeakReport, find_leaks
 from mrpo.data.manifest import is_prepared, write_manifest
 from mrpo.data.rationales import Rationales, read_rationales
 from mrpo.data.rows import BadRow, SourceRow
-from mrpo.data.sets import Layout, SetSpec, set_spec
+from mrpo.data.sets import NO_EXTERNAL_JUDGE, Layout, SetSpec, set_spec
 from mrpo.data.settings import PrepareConfig
 from mrpo.data.source import SourceTree
 from mrpo.errors import ConfigError, DataError, ResourceError
@@ -104,11 +104,12 @@ def _spec(config: PrepareConfig) -> SetSpec:
         )
     if config.license is not None and not config.license.strip():
         raise ConfigError("data.license is empty; expected the license of the files in words")
-    return replace(
-        spec,
-        license=config.license or spec.license,
-        external_judge_allowed=spec.external_judge_allowed or config.external_judge_allowed is True,
-    )
+    license_text, allowed = config.license or spec.license, spec.external_judge_allowed
+    if spec.loader == Layout.PUBLISHED:
+        allowed = config.external_judge_allowed is True
+        # The rows travel without the manifest, so that they say it themselves.
+        license_text += "" if allowed else f"; {NO_EXTERNAL_JUDGE}"
+    return replace(spec, license=license_text, external_judge_allowed=allowed)
 
 
 def _remove_leftovers(out: Path) -> None:

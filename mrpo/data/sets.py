@@ -8,6 +8,8 @@ from enum import StrEnum
 from mrpo.choices import OpenRule
 from mrpo.errors import ConfigError
 
+NO_EXTERNAL_JUDGE = "no external judge"  # in a row's license: its owner did not allow one
+
 
 class Layout(StrEnum):
     """How a set's files are laid out; `mrpo.data.layouts` has one reader each."""

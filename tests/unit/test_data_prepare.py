@@ -183,12 +183,15 @@ def test_who_has_published_files_says_what_may_be_done_with_them(own: Path, tmp_
     assert manifest["command"].endswith("data.license=CC-BY-4.0 data.external_judge_allowed=true")
     assert rows_of(tmp_path / "out", "train")[0]["license"] == "CC-BY-4.0"
     said = run(own, tmp_path / "out", "published", license="CC0-1.0").manifest
-    assert (said["license"], said["external_judge_allowed"]) == ("CC0-1.0", False)
+    assert (said["license"], said["external_judge_allowed"]) == ("CC0-1.0; no external judge", False)
 
 
 def test_unless_it_is_said_no_judge_outside_may_see_published_files(own: Path, tmp_path: Path) -> None:
     manifest = run(own, tmp_path / "out", "published").manifest
-    assert (manifest["license"], manifest["external_judge_allowed"]) == ("as its source sets", False)
+    assert (manifest["license"], manifest["external_judge_allowed"]) == (
+        "as its source sets; no external judge",
+        False,
+    )
 
 
 def test_the_license_of_a_known_set_is_not_a_setting(source: Path, own: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def example(dataset: str, license_text: str = "CC0-1.0", image: str = "scan.png"
         example("MIMIC-CXR-VQA"),
         example("Quilt-VQA"),
         example("ward 3", "PhysioNet Credentialed Health Data License 1.5.0"),
-        example("published", SETS["published"].license),
+        example("published", "CC-BY-4.0; no external judge"),
     ],
 )
 def test_what_must_not_be_sent_out(data: Example) -> None:
