@@ -133,7 +133,7 @@ def prepare_job(arguments: Sequence[str]) -> Job:
             # An engine has one position more than it is told, see rollout/engine.py.
             length = LONGEST_CONTEXT if positions is None else min(LONGEST_CONTEXT, positions - 1)
             config = replace(config, rollout=replace(config.rollout, max_model_len=length))
-    if not _is_set(arguments, "reward.answer.kind"):
+    if not _is_set(arguments, "reward.answer.kind", "reward.answer"):
         kind = AnswerKind.MIXED if config.judge.kind == JudgeKind.NONE else AnswerKind.JUDGE
         answer = replace(config.reward.answer, kind=kind)
         config = replace(config, reward=replace(config.reward, answer=answer))
@@ -145,9 +145,9 @@ def prepare_job(arguments: Sequence[str]) -> Job:
     return Job(config=config, subject=subject, model_folder=model_folder, sets=sets, generations=found)
 
 
-def _is_set(arguments: Sequence[str], name: str) -> bool:
-    """Whether an argument names the setting, or all of the section it is in."""
-    return any(_key(item) in (name, name.rpartition(".")[0]) for item in arguments)
+def _is_set(arguments: Sequence[str], *names: str) -> bool:
+    """Whether an argument names one of these settings or sections, in full."""
+    return any(_key(item) in names for item in arguments)
 
 
 def _key(argument: str) -> str:

@@ -176,8 +176,13 @@ def test_a_judge_that_is_down_ends_the_evaluation_and_what_is_measured_stays(tmp
         with pytest.raises(JudgeUnavailableError, match=r"no ruling on 16 of 16 completions \(transport: as told\)"):
             run(examples, collector_of(outputs, down), store)
         assert len(store.rows) == 16 and len(down.answer_calls) == 16
+    later = FakeJudge(failing_answers=lambda request: None if int(request.key[13:-2]) > 15 else FailureReason.TIMEOUT)
     with EvaluationStore.open(tmp_path / "out", {}) as store:
-        assert run(examples, collector_of(outputs, FakeJudge()), store)[0] == "0/40"
+        with pytest.raises(JudgeUnavailableError, match=r"no ruling on 16 of 16 completions \(timeout: as told\)"):
+            run(examples, collector_of(outputs, later), store)  # the 24 new ones come first and are rated
+        assert len(store.rows) == 40 and sum(row.correct for row in store.rows.values()) == 24
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        assert run(examples, collector_of(outputs, FakeJudge()), store)[0] == "24/40"
         assert all(row.correct for row in store.rows.values())
 
 
@@ -414,6 +419,8 @@ def test_answers_are_judged_where_there_is_a_judge(tmp_path: Path) -> None:
     exact = prepare_job([*arguments, "judge=lexical", "reward.answer.kind=exact"])
     assert exact.config.reward.answer.kind == AnswerKind.EXACT
     assert [item.name for item in exact.sets] == ["vqa_rad"] and exact.model_folder is None
+    whole = prepare_job([*arguments, "judge=lexical", "reward.answer={kind: exact}"])
+    assert whole.config.reward.answer.kind == AnswerKind.EXACT
     for other in ("reward.answer_weight=2", "reward.answer.bertscore.batch_size=2"):
         assert prepare_job([*arguments, other]).config.reward.answer.kind == AnswerKind.MIXED
     assert prepare_job([*arguments, "benchmark.name=ours"]).name == "ours"
