@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synthetic_run import make_record
-
 from mrpo.ablation.ledger import Record, VariantFolder
 from mrpo.ablation.plan import Plan
 from mrpo.ablation.results import ResultRow
@@ -19,6 +17,7 @@ from mrpo.config import plain
 from mrpo.eval.record import EvalRecord
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import RunStatus
+from tests.unit.synthetic_run import make_record
 
 NUM_STEPS = 4
 WALL_S = 90.0

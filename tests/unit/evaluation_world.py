@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from synthetic_run import make_record
-
 from mrpo.eval.evaluation import Evaluation, EvaluationFacts
 from mrpo.trace_row import TraceRow, row_of_evaluation
 from mrpo.types import FailureReason
+from tests.unit.synthetic_run import make_record
 
 
 def make_row(

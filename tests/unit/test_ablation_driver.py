@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from ablation_world import NUM_STEPS, STUDY, WALL_S, FakeTrainer, FakeWatcher
 
 from mrpo.ablation import driver
 from mrpo.ablation.__main__ import main
@@ -25,6 +24,7 @@ from mrpo.compose import compose_config
 from mrpo.errors import DataError, ResourceError
 from mrpo.run_lock import RunLock
 from mrpo.run_reading import list_checkpoints, read_config, read_metrics, read_state
+from tests.unit.ablation_world import NUM_STEPS, STUDY, WALL_S, FakeTrainer, FakeWatcher
 
 LABELS = [
     "base: algorithm.base=1 seed=0",

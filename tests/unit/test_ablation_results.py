@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ablation_world import NUM_STEPS, STUDY, WALL_S, FakeTrainer, FakeWatcher
 
 from mrpo.ablation.driver import StudyOutcome, run_study, study_folder
 from mrpo.ablation.plan import make_plan
@@ -17,6 +16,7 @@ from mrpo.ablation.plot import write_plot
 from mrpo.ablation.results import ResultRow, aggregate
 from mrpo.ablation.tables import markdown, write_tables
 from mrpo.eval.intervals import wilson_interval
+from tests.unit.ablation_world import NUM_STEPS, STUDY, WALL_S, FakeTrainer, FakeWatcher
 
 E = "2.718281828459045"
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeJudge, phantom_example
-from synthetic_run import START_S, config_tree, make_record
-from test_controller import NO_STEPS, RIGHT, WRONG, G, World, make_world, with_config
 
 from mrpo.choices import AnswerKind, JudgeFailurePolicy
 from mrpo.config import AnswerConfig, Config, plain
@@ -27,6 +24,9 @@ from mrpo.run_folder import RunFolder
 from mrpo.trace_row import row_of_evaluation
 from mrpo.train import _judge_requests
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure
+from tests.unit.fakes import FakeJudge, phantom_example
+from tests.unit.synthetic_run import START_S, config_tree, make_record
+from tests.unit.test_controller import NO_STEPS, RIGHT, WRONG, G, World, make_world, with_config
 
 NO_ANSWER = RIGHT.partition("<answer>")[0]
 EMPTY_ANSWER = f"{NO_ANSWER}<answer>  </answer>"

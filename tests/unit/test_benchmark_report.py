@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluation_world import make_evaluation, make_row, unrated
 
 from mrpo.eval.benchmark import Benchmark, measure
 from mrpo.eval.cascade import summarise_cascades
@@ -22,6 +21,7 @@ from mrpo.report.benchmark_figures import (
     stages_of_all,
     stages_of_failing,
 )
+from tests.unit.evaluation_world import make_evaluation, make_row, unrated
 
 EVIL = "<script>alert(1)</script>&"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 
 import pytest
-from synthetic_run import make_record
 
 from mrpo.console import Console, duration, time_shares
 from mrpo.eval.summary import summarize
 from mrpo.metrics import evaluation_metrics
 from mrpo.trace_row import row_of_evaluation
+from tests.unit.synthetic_run import make_record
 
 METRICS = {
     "reward/mean": 1.25,

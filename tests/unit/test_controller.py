@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import TRUTH, FakeJudge, FakeLearner, FakeRecorder, FakeRollout, FakeWatcher, phantom_example
 
 from mrpo.choices import AnswerKind, BestMetric, JudgeFailurePolicy
 from mrpo.collection import Collector
@@ -33,6 +32,7 @@ from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import BestStep, list_checkpoints, list_evaluations, read_metrics
 from mrpo.types import Example, FailureReason, JudgeRequest, LearnStats, RolloutRequest, TrainSample
+from tests.unit.fakes import TRUTH, FakeJudge, FakeLearner, FakeRecorder, FakeRollout, FakeWatcher, phantom_example
 
 G = 4
 PATIENCE_S = 10.0

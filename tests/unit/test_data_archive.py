@@ -7,10 +7,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from prepared_sets import image_bytes, rows_of, run, write_json, write_slake, write_zip
 
 from mrpo.data.archive import member_fault
 from mrpo.errors import DataError
+from tests.unit.prepared_sets import image_bytes, rows_of, run, write_json, write_slake, write_zip
 
 
 @pytest.fixture

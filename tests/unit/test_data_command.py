@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from prepared_sets import write_image, write_json
 
 from mrpo.choices import OpenRule
 from mrpo.data.__main__ import configure, main
 from mrpo.data.settings import PrepareConfig
 from mrpo.errors import ConfigError
+from tests.unit.prepared_sets import write_image, write_json
 
 
 @pytest.fixture

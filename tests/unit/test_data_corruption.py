@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prepared_sets import image_bytes, rows_of, run, slake_row, write_image, write_json, write_parquet, write_slake
 
 from mrpo.errors import UserError
+from tests.unit.prepared_sets import (
+    image_bytes,
+    rows_of,
+    run,
+    slake_row,
+    write_image,
+    write_json,
+    write_parquet,
+    write_slake,
+)
 
 WRONG = (None, True, -1, 10**400, 1.5, "", " ", "x" * 5000, [], {}, ["a"], {"a": {"b": []}}, "../../x.jpg", "\0")
 

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pydicom
 import pytest
 from PIL import Image
-from prepared_sets import rows_of, run, write_image, write_json
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from mrpo.data.dicom import png_of
 from mrpo.errors import DataError
+from tests.unit.prepared_sets import rows_of, run, write_image, write_json
 
 
 def scan(pixels: npt.ArrayLike = ((0, 1000), (2000, 4000)), **tags: Any) -> bytes:

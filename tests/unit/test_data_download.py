@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from prepared_sets import image_bytes
 
 from mrpo.data.download import Downloader, get, left_out_of
 from mrpo.data.prepare import prepare
@@ -19,6 +18,7 @@ from mrpo.data.rationales import PUBLISHED
 from mrpo.data.sets import SETS
 from mrpo.data.settings import PrepareConfig
 from mrpo.errors import DataError
+from tests.unit.prepared_sets import image_bytes
 
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
 

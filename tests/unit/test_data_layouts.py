@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prepared_sets import (
+
+from mrpo.choices import OpenRule
+from mrpo.data.layouts.pmc_vqa import answer_text
+from mrpo.data.layouts.published import parts_of
+from mrpo.data.layouts.splits import split_of
+from mrpo.data.sets import SETS
+from mrpo.data.source import SourceFile
+from mrpo.errors import DataError
+from tests.unit.prepared_sets import (
     image_bytes,
     rows_of,
     run,
@@ -18,14 +26,6 @@ from prepared_sets import (
     write_slake,
     write_zip,
 )
-
-from mrpo.choices import OpenRule
-from mrpo.data.layouts.pmc_vqa import answer_text
-from mrpo.data.layouts.published import parts_of
-from mrpo.data.layouts.splits import split_of
-from mrpo.data.sets import SETS
-from mrpo.data.source import SourceFile
-from mrpo.errors import DataError
 
 
 @pytest.fixture

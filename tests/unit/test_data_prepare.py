@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prepared_sets import noise, rows_of, run
 
 from mrpo.choices import DataKind, OpenRule
 from mrpo.config import Config, DataConfig, ModelConfig, RolloutConfig
 from mrpo.data.load import load_dataset
 from mrpo.errors import ConfigError, DataError, UserError
 from tests.locations import vqa_rad_folder
+from tests.unit.prepared_sets import noise, rows_of, run
 
 
 @pytest.fixture

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prepared_sets import (
+
+from mrpo.data.prepare import Prepared
+from mrpo.data.rationales import image_key, normalise
+from mrpo.errors import DataError
+from tests.unit.prepared_sets import (
     image_bytes,
     rows_of,
     run,
@@ -16,10 +20,6 @@ from prepared_sets import (
     write_parquet,
     write_slake,
 )
-
-from mrpo.data.prepare import Prepared
-from mrpo.data.rationales import image_key, normalise
-from mrpo.errors import DataError
 
 
 def rationale(question: str, answer: object, image: str = "a.png", **changes: Any) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prepared_sets import rows_of, run, write_image, write_json, write_zip
 
 from mrpo.data.funnel import Funnel
 from mrpo.data.source import SourceTree
 from mrpo.errors import DataError
+from tests.unit.prepared_sets import rows_of, run, write_image, write_json, write_zip
 
 SECRET = b"root:x:0:0"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_world import make_facts, make_row
 from PIL import Image
 
 from mrpo.choices import AnswerKind, BestMetric, CheckpointChoice, JudgeKind
@@ -30,6 +29,7 @@ from mrpo.rows import read_rows, write_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import BestStep
 from mrpo.types import AnswerRequest, Example, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
+from tests.unit.evaluation_world import make_facts, make_row
 from tests.unit.fakes import FakeJudge
 
 RIGHT = "<think>An MRI of the kidney. The right side is affected.</think><answer>right</answer>"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_world import make_evaluation, make_row, unrated
 
 from mrpo.errors import DataError
 from mrpo.eval.lmms_eval import write_lmms_eval
+from tests.unit.evaluation_world import make_evaluation, make_row, unrated
 
 ROWS = [make_row(n, correct=n % 3 == 0, valid=[True, n % 2 == 0]) for n in range(7)]
 ROWS += [unrated(make_row(7, correct=True)), make_row(8, correct=True, dataset="slake", answer=None)]

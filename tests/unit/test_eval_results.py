@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from evaluation_world import make_evaluation, make_row, unrated
 
 from mrpo.errors import DataError
 from mrpo.eval.cascade import Stage, summarise_cascades
@@ -17,6 +16,7 @@ from mrpo.eval.reasoning import summarise_reasoning
 from mrpo.eval.results import judge_errors, summarise_sets
 from mrpo.rows import write_rows
 from mrpo.types import FailureReason
+from tests.unit.evaluation_world import make_evaluation, make_row, unrated
 
 
 def test_judge_errors_stay_in_n() -> None:

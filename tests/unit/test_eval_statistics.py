@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from evaluation_world import make_evaluation, make_row, unrated
 from scipy import stats
 
 from mrpo.errors import DataError
 from mrpo.eval.intervals import mcnemar_p, wilson_interval
 from mrpo.eval.pairing import all_pairs, compare_models
 from mrpo.eval.statistics import bootstrap_macro, bootstrap_mean, bootstrap_p
+from tests.unit.evaluation_world import make_evaluation, make_row, unrated
 
 RNG = np.random.default_rng(5)
 ANSWERS = RNG.random(180) < 0.41

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_world import make_evaluation, make_facts, make_row, unrated
 
 from mrpo.eval.benchmark import measure
 from mrpo.eval.evaluation import Evaluation
 from mrpo.eval.pairing import PairedResult
 from mrpo.eval.table_files import latex_table, markdown_table, results_tree, write_tables
 from mrpo.eval.tables import Cell, Line, Table, p_value, result_tables
+from tests.unit.evaluation_world import make_evaluation, make_facts, make_row, unrated
 
 TRICKY = r"a_b & 50 % $x$ #1 {y} ~^\ | <b>*"
 

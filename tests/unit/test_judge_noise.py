@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic_run import make_completion, make_example, make_record
-from test_controller import make_world, with_config
 
 from mrpo.judge_noise import add_judge_noise
 from mrpo.scoring import Trace
 from mrpo.types import FailureReason, JudgeFailure, Verdicts
+from tests.unit.synthetic_run import make_completion, make_example, make_record
+from tests.unit.test_controller import make_world, with_config
 
 
 def trace_of(number: int, outcome: list[bool] | FailureReason | None, sample_index: int = 0) -> Trace:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from loss_inputs import gradient, name_of, random_inputs, tensor, variants
 from pydantic import ValidationError
 from torch import Tensor
 
 from mrpo.choices import Aggregation, Importance, KLEstimator, Ratio
 from mrpo.errors import NonFiniteError, UserError
 from mrpo.losses import LossConfig, LossInputs, global_denominator, policy_loss
+from tests.unit.loss_inputs import gradient, name_of, random_inputs, tensor, variants
 
 NO_KL = LossConfig(beta=0.0)
 MASKING = LossConfig(beta=0.0, importance=Importance.MASK)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from loss_inputs import (
+from torch import Tensor, multiprocessing
+from torch import distributed as dist
+
+from mrpo.choices import Aggregation, Importance, KLEstimator, Ratio
+from mrpo.config import LossConfig
+from mrpo.losses import LossInputs, LossOutputs, global_denominator, policy_loss
+from tests.unit.loss_inputs import (
     gradient,
     model_gradient,
     name_of,
@@ -18,12 +24,6 @@ from loss_inputs import (
     tensor,
     variants,
 )
-from torch import Tensor, multiprocessing
-from torch import distributed as dist
-
-from mrpo.choices import Aggregation, Importance, KLEstimator, Ratio
-from mrpo.config import LossConfig
-from mrpo.losses import LossInputs, LossOutputs, global_denominator, policy_loss
 
 DIFFERENTIABLE = [config for config in variants() if config.ratio != Ratio.SEQUENCE_TOKEN]
 # What a micro-batch's gradient depends on beyond its own tokens.

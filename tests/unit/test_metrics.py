@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from synthetic_run import START_S, make_completion, make_example, make_judgement, make_record
 
 from mrpo.choices import JudgeFailurePolicy
 from mrpo.config import AlgorithmConfig, RewardConfig
@@ -25,6 +24,7 @@ from mrpo.metrics import (
 from mrpo.scoring import ScoredTrace, Trace, score_group_batch
 from mrpo.trace_row import TraceRow, row_of_evaluation
 from mrpo.types import Example, FailureReason, FinishReason, LearnStats
+from tests.unit.synthetic_run import START_S, make_completion, make_example, make_judgement, make_record
 
 STATS = LearnStats(
     loss=0.25,

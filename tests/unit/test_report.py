@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic_run import config_tree, make_record, make_run
 
 from mrpo.report.__main__ import main
 from mrpo.report.charts import (
@@ -28,6 +27,7 @@ from mrpo.report.render import write_report
 from mrpo.report.traces import choose_traces
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import RunStatus
+from tests.unit.synthetic_run import config_tree, make_record, make_run
 
 ALL_SECTIONS = ["Held-out questions, before and after", "Training", "Where the time went", "10 traces", "The run"]
 

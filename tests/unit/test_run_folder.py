@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from synthetic_run import config_tree, draw_images, evaluation_records, make_record, training_traces
 
 from mrpo.atomic import write_bytes
 from mrpo.choices import BestMetric
@@ -26,6 +25,7 @@ from mrpo.run_reading import (
     read_state,
 )
 from mrpo.types import FailureReason
+from tests.unit.synthetic_run import config_tree, draw_images, evaluation_records, make_record, training_traces
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import itertools
 from collections import Counter
 
 import pytest
-from fakes import phantom_example
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mrpo.config import RolloutConfig
 from mrpo.sampling_order import greedy_requests, prompts_of_step, request_seed, requests_of_step
+from tests.unit.fakes import phantom_example
 
 
 def ids_asked(num_examples: int, num_steps: int, per_step: int, *, seed: int = 0, shuffle: bool = True) -> list[str]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import TRUTH, phantom_example
 
 from mrpo.config import Config, ErrorRatesConfig
 from mrpo.data import phantom
@@ -22,6 +21,7 @@ from mrpo.phantom.language import Belief, QuestionKind, read_rationale, write_an
 from mrpo.phantom.warm_start import demonstrations_of, prepare_toy_policy, tokenizer_corpus
 from mrpo.steps import extract_answer, split_steps
 from mrpo.types import Example, SftSample
+from tests.unit.fakes import TRUTH, phantom_example
 
 ATTRIBUTES = ("modality", "organ", "side", "half", "num_lesions")
 # Shares no value with the prior.
