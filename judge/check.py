@@ -7,11 +7,11 @@ from dataclasses import fields
 import httpx
 
 from judge.api_key import read_api_key
-from judge.client import is_local
 from judge.limiter import split_concurrency
 from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError, JudgeUnavailableError
+from mrpo.host import is_this_machine
 
 PROBE_TIMEOUT_S = 5.0
 DEFAULT_KEY_ENV = next(item.default for item in fields(JudgeConfig) if item.name == "api_key_env")
@@ -34,7 +34,7 @@ def check_judge(config: JudgeConfig) -> None:
     _check_url(config.url)
     key = read_api_key(config.api_key_env)
     # The default variable may be unset: a server in the house often asks for no key, and says so by answering.
-    if key is None and config.api_key_env != DEFAULT_KEY_ENV and not is_local(config.url):
+    if key is None and config.api_key_env != DEFAULT_KEY_ENV and not is_this_machine(config.url):
         raise ConfigError(
             f"judge.api_key_env={config.api_key_env} names an environment variable that is not set; "
             f"export {config.api_key_env}=<key>"
@@ -63,7 +63,7 @@ def _probe(config: JudgeConfig, key: str | None) -> None:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     models = f"{config.url.rstrip('/')}/models"
     try:
-        with httpx.Client(timeout=PROBE_TIMEOUT_S, trust_env=not is_local(config.url)) as client:
+        with httpx.Client(timeout=PROBE_TIMEOUT_S, trust_env=not is_this_machine(config.url)) as client:
             status = client.get(models, headers=headers).status_code
     except httpx.HTTPError as error:
         raise JudgeUnavailableError(

@@ -22,9 +22,9 @@ from judge.prompts import Prompt, answer_prompt, step_prompt
 from judge.reply import Parser, Reply, Ruling, parse_response
 from judge.request import build_body, estimate_tokens
 from mrpo.config import JudgeConfig
+from mrpo.host import is_this_machine
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 DETAIL_CHARS = 200  # of an error body, in a failure's detail
 
 
@@ -67,11 +67,6 @@ class Account:
     completion_tokens: int
 
 
-def is_local(url: str) -> bool:
-    """Whether the URL's host is this machine, where neither a key nor a proxy is expected."""
-    return httpx.URL(url).host in LOCAL_HOSTS
-
-
 class JudgeClient:
     """A bounded number of calls in flight to one OpenAI-compatible endpoint."""
 
@@ -100,7 +95,7 @@ class JudgeClient:
         headers = {"content-type": "application/json"}
         if api_key is not None:
             headers["authorization"] = f"Bearer {api_key}"
-        trust_env = not is_local(config.url)  # a proxy from the environment must not be asked for this machine
+        trust_env = not is_this_machine(config.url)  # a proxy from the environment must not be asked for this machine
         ssl_context = httpx.create_ssl_context(trust_env=trust_env)
         self._clients = [
             httpx.AsyncClient(

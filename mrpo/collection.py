@@ -107,7 +107,7 @@ class Collector:
         """[N] in [0, 1]; an answer that is empty or missing scores 0, one whose judgement failed has none."""
         texts = [answer_to_rate(completion, self.answer_kind) for completion, _ in pairs]
         if self.answer_kind == AnswerKind.JUDGE:
-            return [_reward_of(ruling) if text else 0.0 for text, ruling in zip(texts, rulings, strict=True)]
+            return [_reward_of_text(text, ruling) for text, ruling in zip(texts, rulings, strict=True)]
         asked = [(text, example.answer) for text, (_, example) in zip(texts, pairs, strict=True) if text]
         scores = iter(await self.answers.score(asked))
         return [next(scores) if text else 0.0 for text in texts]
@@ -144,6 +144,13 @@ async def answer_ruling(judge: JudgePool | None, completion: Completion, example
     )
 
 
-def _reward_of(ruling: AnswerJudgement | None) -> float | None:
+def _reward_of_text(text: str, ruling: AnswerJudgement | None) -> float | None:
+    if not text:
+        return 0.0
     assert ruling is not None, "an answer that is the judge's to rate was not sent to it"
+    return reward_of(ruling)
+
+
+def reward_of(ruling: AnswerJudgement) -> float | None:
+    """1 where the judge calls the answer correct, else 0; None where it failed."""
     return None if isinstance(ruling.outcome, JudgeFailure) else float(ruling.outcome)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
 from mrpo.data.sets import NO_EXTERNAL_JUDGE, SETS, Layout
 from mrpo.errors import ConfigError
+from mrpo.host import is_this_machine
 from mrpo.types import Example
 
 RESTRICTED = re.compile(rf"credential|physionet|gated|no redistribution|{NO_EXTERNAL_JUDGE}", re.IGNORECASE)
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def is_external(judge: JudgeConfig) -> bool:
     """Whether questions and images leave the user's machines, as far as settings tell."""
     if judge.kind != JudgeKind.OPENAI_COMPATIBLE or judge.on_premises:
         return False
-    return urlsplit(judge.url or "").hostname not in LOOPBACK
+    return not is_this_machine(judge.url or "")
 
 
 def require_judge_allowed(examples: Iterable[Example], judge: JudgeConfig) -> None:

@@ -31,6 +31,7 @@ from mrpo.preflight import check_gpus
 from mrpo.protocols import AnswerScorer
 from mrpo.rewards.bertscore import BertScoreEncoder, check_encoder
 from mrpo.rewards.scorer import Pair, Similarity, build_answer_scorer, local_similarity, needs_encoder
+from mrpo.tasks import first_failure_ends_all
 
 if TYPE_CHECKING:
     from judge.pool import RayJudgePool
@@ -88,14 +89,10 @@ async def running_parts(
         policy = toy.folder if toy is not None else model_folder
         assert policy is not None
         folder, model_type = str(policy), model_type_of(policy)
-        try:
-            async with asyncio.TaskGroup() as group:
-                judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
-                rollout = group.create_task(_start_rollout(config, folder, model_type, console, stack, log_dir))
-                learner = group.create_task(_start_learner(config, folder, toy, dataset, console, stack))
-        except BaseExceptionGroup as errors:
-            # The first failure ended the others; it is the one that tells the user what to do.
-            raise errors.exceptions[0] from None
+        async with first_failure_ends_all() as group:
+            judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
+            rollout = group.create_task(_start_rollout(config, folder, model_type, console, stack, log_dir))
+            learner = group.create_task(_start_learner(config, folder, toy, dataset, console, stack))
         parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result(), answers=answers)
         await parts.learner.connect(
             parts.rollout.handles,
@@ -133,15 +130,12 @@ async def running_evaluation_parts(
     async with AsyncExitStack() as stack:
         answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray)
         rollout: asyncio.Task[VllmRolloutPool] | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
-                if model_folder is not None:
-                    model_type = model_type_of(model_folder)
-                    starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir)
-                    rollout = group.create_task(starting)
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        async with first_failure_ends_all() as group:
+            judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
+            if model_folder is not None:
+                model_type = model_type_of(model_folder)
+                starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir)
+                rollout = group.create_task(starting)
         yield EvaluationParts(
             rollout=rollout.result() if rollout is not None else None, judge=judge.result(), answers=answers
         )

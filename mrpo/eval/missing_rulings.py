@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mrpo.collection import answer_ruling, step_ruling
-from mrpo.eval.record import EvalRecord
+from mrpo.collection import answer_ruling, reward_of, step_ruling
+from mrpo.eval.record import record_of
 from mrpo.protocols import JudgePool
+from mrpo.scoring import Trace
+from mrpo.tasks import first_failure_ends_all
 from mrpo.trace_row import TraceRow, row_of_evaluation
 from mrpo.types import Completion, Example, FinishReason, Step
 
@@ -24,13 +26,10 @@ async def ask_again(
         judge: None: there is none any more, and rows stay as they are.
         threshold: an answer reward above it counts as right.
     """
-    try:
-        async with asyncio.TaskGroup() as group:
-            asked = [
-                group.create_task(_ask_again(row, examples[row.prompt_id], judge, threshold=threshold)) for row in rows
-            ]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None  # the first ended the others
+    async with first_failure_ends_all() as group:
+        asked = [
+            group.create_task(_ask_again(row, examples[row.prompt_id], judge, threshold=threshold)) for row in rows
+        ]
     return [task.result() for task in asked]
 
 
@@ -40,18 +39,14 @@ async def _ask_again(row: TraceRow, example: Example, judge: JudgePool | None, *
         step_ruling(judge if row.judge_failure is not None else None, completion, example),
         answer_ruling(judge if row.answer_judge_failure is not None else None, completion, example),
     )
-    outcome = answer.outcome if answer is not None else None
-    correct = isinstance(outcome, bool) and float(outcome) > threshold
-    now = row_of_evaluation(
-        EvalRecord(
-            example=example,
-            completion=completion,
-            judgement=steps,
-            correct=correct,
-            valid=None,
-            answer_judgement=answer,
-        )
+    trace = Trace(
+        example=example,
+        completion=completion,
+        judgement=steps,
+        answer_reward=None if answer is None else reward_of(answer),
+        answer_judgement=answer,
     )
+    now = row_of_evaluation(record_of(trace, threshold=threshold))
     if steps is not None:
         row = replace(
             row,
@@ -67,7 +62,7 @@ async def _ask_again(row: TraceRow, example: Example, judge: JudgePool | None, *
     if answer is not None:
         row = replace(
             row,
-            correct=correct,
+            correct=now.correct,
             answer_judge_failure=now.answer_judge_failure,
             answer_judge_detail=now.answer_judge_detail,
             answer_judge_attempts=(row.answer_judge_attempts or 0) + answer.attempts,

@@ -15,6 +15,7 @@ from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
 from mrpo.data.sets import SETS
 from mrpo.errors import ConfigError
+from mrpo.host import is_this_machine
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.types import Example
 
@@ -52,6 +53,27 @@ def test_what_must_not_be_sent_out(data: Example) -> None:
     require_judge_allowed([data], replace(OUTSIDE, on_premises=True))
     require_judge_allowed([data], replace(OUTSIDE, url="http://127.0.0.1:8000/v1"))
     require_judge_allowed([data], JudgeConfig(kind=JudgeKind.LEXICAL))
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.1/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://localhost.example.com/v1", False),
+        ("https://127.0.0.1@example.com/v1", False),
+        ("http://[::1", False),
+        ("", False),
+    ],
+)
+def test_which_urls_stay_on_this_machine(url: str, here: bool) -> None:
+    assert is_this_machine(url) is here
+
+
+def test_a_malformed_url_is_no_traceback_and_no_permission() -> None:
+    with pytest.raises(ConfigError, match="may not be sent to an external judge"):
+        require_judge_allowed([example("quilt_vqa")], replace(OUTSIDE, url="http://[::1"))
 
 
 def test_what_may() -> None:

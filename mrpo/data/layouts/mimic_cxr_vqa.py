@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mrpo.data.checks import clean_text
+from mrpo.data.layouts.splits import named_files
 from mrpo.data.records import json_records
 from mrpo.data.rows import BadRow, SourceRow, shown, texts_of
 from mrpo.data.source import SourceTree
-from mrpo.errors import DataError
 
 FILES = {"train": ("train.json",), "validation": ("valid.json",), "test": ("test.json",)}
 NOTHING = "the answer is an empty list"  # the questioned thing is not in the image
@@ -20,12 +20,7 @@ def read(tree: SourceTree) -> Iterator[SourceRow | BadRow]:
     Raises:
         DataError: none of the files is there, or one cannot be read.
     """
-    files = {split: tree.first(*names) for split, names in FILES.items()}
-    if not any(files.values()):
-        raise DataError(f"{tree.root} holds no train.json, valid.json or test.json")
-    for split, file in files.items():
-        if file is None:
-            continue
+    for split, file in named_files(tree, FILES, none="no train.json, valid.json or test.json"):
         for number, record in json_records(tree, file):
             texts = texts_of(record, ("idx", "image_path", "question"))
             if isinstance(texts, str):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from mrpo.data.layouts.splits import named_files
 from mrpo.data.records import csv_records
 from mrpo.data.rows import BadRow, SourceRow, texts_of
 from mrpo.data.source import SourceTree
-from mrpo.errors import DataError
 
 FILES = {"train": ("train.csv",), "test": ("test_clean.csv",)}
 _ANSWER = ("Answer", "Anwser")  # the first release misspells it
@@ -21,12 +21,7 @@ def read(tree: SourceTree) -> Iterator[SourceRow | BadRow]:
     Raises:
         DataError: neither file is there, or one cannot be read.
     """
-    files = {split: tree.first(*names) for split, names in FILES.items()}
-    if not any(files.values()):
-        raise DataError(f"{tree.root} holds neither test_clean.csv nor train.csv")
-    for split, file in files.items():
-        if file is None:
-            continue
+    for split, file in named_files(tree, FILES, none="neither test_clean.csv nor train.csv"):
         for number, record in csv_records(tree, file):
             assert isinstance(record, Mapping)
             texts = texts_of(record, ("Figure_path", "Question"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mrpo.data.checks import clean_text
+from mrpo.data.layouts.splits import named_files
 from mrpo.data.records import json_records
 from mrpo.data.rows import BadRow, SourceRow, mark_of, texts_of
 from mrpo.data.source import SourceTree
-from mrpo.errors import DataError
 
 FILES = {"train": ("train.json",), "validation": ("validation.json", "validate.json"), "test": ("test.json",)}
 
@@ -19,12 +19,7 @@ def read(tree: SourceTree) -> Iterator[SourceRow | BadRow]:
     Raises:
         DataError: none of the files is there, or one cannot be read.
     """
-    files = {split: tree.first(*names) for split, names in FILES.items()}
-    if not any(files.values()):
-        raise DataError(f"{tree.root} holds no train.json, validation.json (or validate.json) or test.json")
-    for split, file in files.items():
-        if file is None:
-            continue
+    for split, file in named_files(tree, FILES, none="no train.json, validation.json (or validate.json) or test.json"):
         for number, record in json_records(tree, file):
             texts = texts_of(record, ("qid", "img_name", "question", "answer", "q_lang"))
             if isinstance(texts, str):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
-from mrpo.data.source import SourceFile
+from mrpo.data.source import SourceFile, SourceTree
+from mrpo.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 _WORDS = {
@@ -27,6 +28,23 @@ _WORDS = {
 def in_name_order(files: Iterable[SourceFile]) -> list[SourceFile]:
     """Files by name; the folders they lie in only order those of one name."""
     return sorted(files, key=lambda file: (file.name, file.path))
+
+
+def named_files(tree: SourceTree, names: Mapping[str, Sequence[str]], *, none: str) -> list[tuple[str, SourceFile]]:
+    """Splits and their files, for layouts with fixed file names.
+
+    Args:
+        tree: the set.
+        names: by split, the names its file may have, the first found counts.
+        none: what the tree does not hold where no split has a file, after "holds".
+
+    Raises:
+        DataError: no split has a file.
+    """
+    found = [(split, file) for split, choices in names.items() if (file := tree.first(*choices)) is not None]
+    if not found:
+        raise DataError(f"{tree.root} holds {none}")
+    return found
 
 
 def split_of(file: SourceFile) -> str | None:
