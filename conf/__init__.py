@@ -1,1 +1,1 @@
-"""Hydra's configuration tree: YAML composes, `mrpo/config.py` defines."""
+"""Hydra's configuration tree: YAML composes, `mrpo/config/` defines."""

@@ -65,10 +65,12 @@ def flatten_patch_convolutions(model: nn.Module) -> None:
             module.__class__ = PatchConv3d
 
 
-def freeze_vision(model: Any, family: Family) -> None:
-    """Take the vision tower and its projector out of training."""
+def freeze_vision(model: Any, family: Family, *, tower: bool, projector: bool) -> None:
+    """Take the vision tower, its projector or both out of training."""
     for name, parameter in model.named_parameters():
-        if name.startswith(family.vision_prefixes):
+        is_projector = name.startswith(family.projector_prefixes)
+        is_tower = name.startswith(family.vision_prefixes) and not is_projector
+        if (is_projector and projector) or (is_tower and tower):
             parameter.requires_grad_(False)
 
 

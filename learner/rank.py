@@ -85,8 +85,7 @@ def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.d
             load() if partitioned else copy.deepcopy(policy),
             config=reference_config(learner, **options) if partitioned else None,
         )
-    if spec.freeze_vision:
-        freeze_vision(policy.model, family)
+    freeze_vision(policy.model, family, tower=spec.freeze_vision_tower, projector=spec.freeze_projector)
     source = WeightSource(policy.model)
     engine, *_ = deepspeed.initialize(model=policy, optimizer=make_optimizer(policy, learner), config=config)
     processor = load_processor(spec.model_folder, family)

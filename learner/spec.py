@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mrpo.choices import Device
-from mrpo.config import Config, LearnerConfig, LossConfig
+from mrpo.config import Config, LearnerConfig, LoraConfig, LossConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,10 @@ class LearnerSpec:
     device: Device
     seed: int
     max_pixels: int
-    freeze_vision: bool = False
+    lora: LoraConfig
+    max_tiles: int | None = None  # as `model.max_tiles`
+    freeze_vision_tower: bool = False
+    freeze_projector: bool = False
     terse: bool = False  # how `sft` writes its prompts
 
 
@@ -31,6 +34,9 @@ def spec_of(config: Config, model_folder: str) -> LearnerSpec:
         device=config.cluster.device,
         seed=config.seed,
         max_pixels=config.model.max_pixels,
-        freeze_vision=config.model.freeze_vision,
+        max_tiles=config.model.max_tiles,
+        freeze_vision_tower=config.model.freeze_vision_tower,
+        freeze_projector=config.model.freeze_projector,
+        lora=config.learner.lora,
         terse=config.model.terse_prompt,
     )

@@ -1,4 +1,4 @@
-"""The choices that settings of `mrpo/config.py` have."""
+"""The choices that settings of `mrpo/config/` have."""
 
 from __future__ import annotations
 
@@ -143,6 +143,28 @@ class WeightTransfer(StrEnum):
     SHM = "shm"  # shared memory of one host; CPU
     NCCL = "nccl"  # across GPUs
     IPC = "ipc"  # learner and engine on one GPU
+
+
+class Placement(StrEnum):
+    """Which GPUs engines and learner ranks take."""
+
+    SPLIT = "split"  # each its own
+    COLOCATED = "colocated"  # a rank and an engine rank share one; the engine sleeps while the learner works
+
+
+class Attention(StrEnum):
+    """The learner's attention kernel."""
+
+    AUTO = "auto"  # flash-attn on a GPU where it is installed and the number format allows it, SDPA elsewhere
+    FLASH_ATTENTION_2 = "flash_attention_2"
+    SDPA = "sdpa"
+
+
+class LoraTransfer(StrEnum):
+    """How adapter weights reach the engines."""
+
+    MERGED = "merged"  # added to the base weights, which are sent whole
+    ADAPTER = "adapter"  # alone, loaded beside the base weights that the engine has
 
 
 class Device(StrEnum):

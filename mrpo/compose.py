@@ -28,9 +28,15 @@ from mrpo.validation import build_config
 
 logger = logging.getLogger(__name__)
 CONF = Path(conf.__file__).parent
-STUDIES = CONF / "ablation"  # no part of a run's configuration
+# No part of a run's configuration.
+STUDIES = CONF / "ablation"
+ARCHITECTURES = CONF / "architecture"
 GROUPS = tuple(
-    sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")) and path != STUDIES)
+    sorted(
+        path.name
+        for path in CONF.iterdir()
+        if path.is_dir() and any(path.glob("*.yaml")) and path not in (STUDIES, ARCHITECTURES)
+    )
 )
 
 # Settings and sections that stay within a run: a resumed run is exact, and its record has one meaning from end to end.
@@ -39,6 +45,7 @@ FIXED = (
     "data",
     "model",
     "algorithm",
+    "learner.lora",
     "reward",
     "judge.kind",
     "judge.noise",

@@ -18,7 +18,8 @@ class Family:
     image_placeholder: str  # what the chat template leaves for one image before expansion
     image_token: str  # the token that stands once per image feature after expansion
     end_of_turn: str  # the one chat-control token the sampler may emit
-    vision_prefixes: tuple[str, ...]  # parameter-name prefixes of the vision tower and projector
+    vision_prefixes: tuple[str, ...]  # parameter-name prefixes of the vision tower; the projector may lie in it
+    projector_prefixes: tuple[str, ...]  # of what brings its features to the language model
     pixel_inputs: tuple[str, ...]  # outputs of the image processor that the forward pass takes
     lora_targets: tuple[str, ...]
 
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Family] = {
             image_token="<|image_pad|>",
             end_of_turn="<|im_end|>",
             vision_prefixes=("model.visual.",),
+            projector_prefixes=("model.visual.merger.",),
             pixel_inputs=("pixel_values", "image_grid_thw"),
             lora_targets=QWEN_LORA_TARGETS,
         ),
@@ -49,6 +51,7 @@ FAMILIES: dict[str, Family] = {
             image_token="<|image_pad|>",
             end_of_turn="<|im_end|>",
             vision_prefixes=("model.visual.",),
+            projector_prefixes=("model.visual.merger.", "model.visual.deepstack_merger_list."),
             pixel_inputs=("pixel_values", "image_grid_thw"),
             lora_targets=QWEN_LORA_TARGETS,
         ),
@@ -60,7 +63,8 @@ FAMILIES: dict[str, Family] = {
             image_placeholder="<IMG_CONTEXT>",
             image_token="<IMG_CONTEXT>",
             end_of_turn="<|im_end|>",
-            vision_prefixes=("model.vision_tower.", "model.multi_modal_projector."),
+            vision_prefixes=("model.vision_tower.",),
+            projector_prefixes=("model.multi_modal_projector.",),
             pixel_inputs=("pixel_values",),
             lora_targets=QWEN_LORA_TARGETS,
         ),

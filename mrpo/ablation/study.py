@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from mrpo.compose import STUDIES
-from mrpo.config import STRICT, NonNegativeInt
+from mrpo.config.fields import STRICT, NonNegativeInt
 from mrpo.errors import ConfigError
 
 

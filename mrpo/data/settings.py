@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mrpo.choices import OpenRule
-from mrpo.config import STRICT, NonNegativeInt, PositiveInt
+from mrpo.config.fields import STRICT, NonNegativeInt, PositiveInt
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)

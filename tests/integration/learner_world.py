@@ -13,7 +13,7 @@ from PIL import Image
 
 from learner.spec import LearnerSpec
 from mrpo.choices import Device
-from mrpo.config import LearnerConfig, LossConfig
+from mrpo.config import LearnerConfig, LoraConfig, LossConfig
 from mrpo.families import family_of
 from mrpo.phantom.toy_models import build_toy_model
 from mrpo.prompts import chat_messages
@@ -39,7 +39,10 @@ def spec(
     family: str = "qwen2_5_vl",
     *,
     loss: LossConfig | None = None,
-    freeze_vision: bool = False,
+    lora: LoraConfig | None = None,
+    max_tiles: int | None = None,
+    freeze_vision_tower: bool = False,
+    freeze_projector: bool = False,
     **learner: Any,
 ) -> LearnerSpec:
     """A learner of one CPU thread; keywords are fields of `LearnerConfig`."""
@@ -52,7 +55,10 @@ def spec(
         device=Device.CPU,
         seed=0,
         max_pixels=10_000,
-        freeze_vision=freeze_vision,
+        max_tiles=max_tiles,
+        freeze_vision_tower=freeze_vision_tower,
+        freeze_projector=freeze_projector,
+        lora=lora or LoraConfig(),
         terse=True,
     )
 

@@ -181,12 +181,17 @@ def test_weight_decay_spares_norms_and_biases(world: Path) -> None:
         torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_a_frozen_vision_tower_stays_as_it_is(world: Path) -> None:
-    rank = make(spec(world, "internvl", freeze_vision=True))
-    before = weights(rank)
-    train_step(rank, completions(world, "internvl"), progress=0.0)
-    moved = {name for name, tensor in weights(rank).items() if not torch.equal(tensor, before[name])}
-    assert moved and not any("vision" in name or "projector" in name for name in moved)
+@pytest.mark.parametrize(("family", "projector"), [("internvl", "projector"), ("qwen3_vl", "merger")])
+def test_what_is_frozen_stays_as_it_is(family: str, projector: str, world: Path) -> None:
+    for tower, connector in ((True, False), (False, True), (True, True)):
+        rank = make(spec(world, family, freeze_vision_tower=tower, freeze_projector=connector))
+        before = weights(rank)
+        train_step(rank, completions(world, family), progress=0.0)
+        moved = {name for name, tensor in weights(rank).items() if not torch.equal(tensor, before[name])}
+        moved_projector = {name for name in moved if projector in name}
+        moved_tower = {name for name in moved - moved_projector if "vis" in name}
+        assert bool(moved_tower) != tower and bool(moved_projector) != connector
+        assert any("language_model" in name for name in moved)
 
 
 def test_without_kl_no_reference_is_held(world: Path) -> None:

@@ -213,7 +213,8 @@ def test_resume_takes_the_saved_configuration_and_value_overrides(saved_run: Pat
         "rollout.group_size=4",
         "rollout.max_new_tokens=64",
         "rollout.temperature=0.5",
-        "model.freeze_vision=true",
+        "model.freeze_vision_tower=true",
+        "learner.lora.r=8",
     ],
 )
 def test_what_a_run_means_cannot_change_on_resume(fixed: str, saved_run: Path) -> None:

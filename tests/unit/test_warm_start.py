@@ -220,7 +220,7 @@ BOTH = [
 WARM_ONLY: list[dict[str, Any]] = [
     {"data": {"noise": 0.01}},
     {"model": {"terse_prompt": False}},
-    {"model": {"freeze_vision": True}},
+    {"model": {"freeze_vision_tower": True}},
     {"model": {"max_pixels": 784}},
     {"learner": {"weight_decay": 0.1}},
     {"learner": {"max_grad_norm": 0.5}},

@@ -1,0 +1,96 @@
+"""The whole configuration: each default lives once, in a field of a module here, with its meaning and unit.
+
+YAML under `conf/` composes and overrides; `mrpo.validation` turns the composed tree into these dataclasses. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, is_dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from mrpo.config.algorithm import AlgorithmConfig, AnswerConfig, BertScoreConfig, LossConfig, RewardConfig
+from mrpo.config.cluster import ClusterConfig
+from mrpo.config.data import DataConfig
+from mrpo.config.evaluation import BenchmarkConfig, EvalConfig, ParityConfig
+from mrpo.config.fields import STRICT, NonNegativeInt, PositiveInt
+from mrpo.config.judge import JudgeConfig, LexicalConfig, OracleConfig
+from mrpo.config.learner import LearnerConfig, LoraConfig, SftConfig
+from mrpo.config.model import ErrorRatesConfig, ModelConfig, WarmStartConfig
+from mrpo.config.record import CheckpointConfig, WandbConfig
+from mrpo.config.rollout import RolloutConfig
+
+__all__ = [
+    "AlgorithmConfig",
+    "AnswerConfig",
+    "BenchmarkConfig",
+    "BertScoreConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "ErrorRatesConfig",
+    "EvalConfig",
+    "JudgeConfig",
+    "LearnerConfig",
+    "LexicalConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OracleConfig",
+    "ParityConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SftConfig",
+    "WandbConfig",
+    "WarmStartConfig",
+    "default_tree",
+    "plain",
+]
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class Config:
+    """A run. Written resolved into the run folder; holds no secret."""
+
+    experiment: str = "phantom"
+    seed: NonNegativeInt = 0
+    num_steps: PositiveInt = 140  # optimizer steps
+    runs_dir: str = "runs"
+    cache_dir: str = "~/.cache/mrpo"  # phantom scans and warm-started toys, by content hash
+    resume: str | None = None  # a run folder, or "auto": the newest unfinished run of this experiment
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    judge: JudgeConfig = JudgeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    parity: ParityConfig = ParityConfig()
+    eval: EvalConfig = EvalConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    wandb: WandbConfig = WandbConfig()
+
+
+def default_tree() -> dict[str, Any]:
+    """All defaults as plain data, so that Hydra knows every key that may be overridden."""
+    tree = plain(Config())
+    assert isinstance(tree, dict)
+    return tree
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON-like data: dataclasses to dicts, enums to their values, tuples to lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value

@@ -1,0 +1,28 @@
+"""What a run leaves behind."""
+
+from __future__ import annotations
+
+from pydantic.dataclasses import dataclass
+
+from mrpo.choices import BestMetric, WandbMode
+from mrpo.config.fields import STRICT, NonNegativeInt, PositiveInt
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class CheckpointConfig:
+    """What to keep to resume from."""
+
+    every_steps: NonNegativeInt = 50  # 0: only at the end
+    keep_last: PositiveInt = 2
+    # With eval.every_steps: the checkpoint that is best at this is kept as well. It is chosen on the questions of
+    # data.test_file, so name a validation file there where the test questions are to stay unseen.
+    best: BestMetric = BestMetric.ACCURACY
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: WandbMode = WandbMode.DISABLED
+    project: str = "mrpo"
+    entity: str | None = None

@@ -1,0 +1,34 @@
+"""Sampling and the vLLM engines."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from mrpo.choices import Dtype
+from mrpo.config.fields import STRICT, NonNegativeInt, Positive, PositiveInt, Share
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class RolloutConfig:
+    """Sampling and the vLLM engines."""
+
+    num_engines: PositiveInt = 1
+    prompts_per_step: PositiveInt = 8
+    group_size: Annotated[int, Field(ge=2)] = 8
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1.0
+    max_new_tokens: PositiveInt = 96
+    max_model_len: PositiveInt = 256  # prompt with image tokens, and completion
+    max_num_seqs: PositiveInt = 128  # per engine
+    tensor_parallel: PositiveInt = 1
+    gpu_memory_utilization: Share = 0.85
+    kv_cache_gib: PositiveInt = 1  # CPU engines
+    enforce_eager: bool = True
+    dtype: Dtype = Dtype.AUTO
+    cpu_cores: str | None = None  # cores the engine's threads are bound to, e.g. "0" or "0-3"; null: no binding
+    max_staleness: NonNegativeInt = 0  # policy versions a completion may lag behind the learner; 0: strictly on-policy
+    start_timeout_s: Positive = 300.0
+    stall_timeout_s: Positive = 120.0  # no completion for so long while some are due: the run stops
