@@ -107,12 +107,38 @@ class JudgeFailurePolicy(StrEnum):
     FAIL = "fail"  # the training step raises
 
 
+class StructuredReply(StrEnum):
+    """How an endpoint is made to reply in the asked form. Whatever it replies is checked all the same."""
+
+    JSON_SCHEMA = "json_schema"  # response_format with a strict schema
+    JSON_OBJECT = "json_object"  # response_format that asks for some JSON; the form stands in the prompt
+    TOOL_CALL = "tool_call"  # the arguments of a forced function call
+    STRUCTURED_OUTPUTS = "structured_outputs"  # vLLM's own field
+    NONE = "none"  # asked for in the prompt alone
+
+
+class TokenLimitField(StrEnum):
+    """What an endpoint calls the largest number of tokens of a reply."""
+
+    MAX_COMPLETION_TOKENS = "max_completion_tokens"
+    MAX_TOKENS = "max_tokens"
+    NONE = "none"  # not sent
+
+
+class OutagePolicy(StrEnum):
+    """What happens while no endpoint of the judge answers."""
+
+    WAIT = "wait"  # calls wait for one to come back, up to judge.max_outage_s
+    FAIL = "fail"  # calls end as failures at once, and judge.on_failure decides
+
+
 class JudgeKind(StrEnum):
     """Which judge rules on steps and answers."""
 
     ORACLE = "oracle"  # local server that rules on phantom data exactly
     LEXICAL = "lexical"  # local server that compares words; weak, for smoke tests on any data
     OPENAI_COMPATIBLE = "openai_compatible"
+    VLLM = "vllm"  # a model served by vLLM for this run
     NONE = "none"  # answer-only rewards
 
 

@@ -17,7 +17,17 @@ from mrpo.config.cluster import ClusterConfig
 from mrpo.config.data import DataConfig
 from mrpo.config.evaluation import BenchmarkConfig, EvalConfig, ParityConfig
 from mrpo.config.fields import STRICT, NonNegativeInt, PositiveInt
-from mrpo.config.judge import JudgeConfig, LexicalConfig, OracleConfig
+from mrpo.config.judge import (
+    BreakerConfig,
+    EndpointConfig,
+    JudgeCacheConfig,
+    JudgeConfig,
+    LexicalConfig,
+    OracleConfig,
+    PriceConfig,
+    ProviderConfig,
+    VllmJudgeConfig,
+)
 from mrpo.config.learner import LearnerConfig, LoraConfig, SftConfig
 from mrpo.config.model import ErrorRatesConfig, ModelConfig, WarmStartConfig
 from mrpo.config.record import CheckpointConfig, WandbConfig
@@ -28,12 +38,15 @@ __all__ = [
     "AnswerConfig",
     "BenchmarkConfig",
     "BertScoreConfig",
+    "BreakerConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "Config",
     "DataConfig",
+    "EndpointConfig",
     "ErrorRatesConfig",
     "EvalConfig",
+    "JudgeCacheConfig",
     "JudgeConfig",
     "LearnerConfig",
     "LexicalConfig",
@@ -42,9 +55,12 @@ __all__ = [
     "ModelConfig",
     "OracleConfig",
     "ParityConfig",
+    "PriceConfig",
+    "ProviderConfig",
     "RewardConfig",
     "RolloutConfig",
     "SftConfig",
+    "VllmJudgeConfig",
     "WandbConfig",
     "WarmStartConfig",
     "default_tree",
