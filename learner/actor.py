@@ -19,6 +19,7 @@ class LearnerActor:
         self._rank_number = rank
         self._rank: Any = None
         self._sender: Any = None
+        self._supervision: Any = None
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this rank's host, where the group may meet."""
@@ -67,11 +68,27 @@ class LearnerActor:
 
         return score(self._rank, samples)
 
-    def sft(self, examples: Sequence[SftSample], num_steps: int, batch_size: int, lr: float, seed: int) -> Any:
-        """See `learner.sft.sft`."""
-        from learner.sft import sft
+    def warm_start(self, examples: Sequence[SftSample], num_steps: int, batch_size: int, lr: float, seed: int) -> Any:
+        """See `learner.sft.Supervision.warm_start`."""
+        return self._supervised().warm_start(examples, num_steps=num_steps, batch_size=batch_size, lr=lr, seed=seed)
 
-        return sft(self._rank, examples, num_steps=num_steps, batch_size=batch_size, lr=lr, seed=seed)
+    def sft_step(self, examples: Sequence[SftSample], num_steps: int, lr: float, warmup_share: float) -> LearnStats:
+        """See `learner.sft.Supervision.step`."""
+        stats: LearnStats = self._supervised().step(examples, num_steps=num_steps, lr=lr, warmup_share=warmup_share)
+        return stats
+
+    def sft_loss(self, examples: Sequence[SftSample]) -> tuple[float, int]:
+        """See `learner.sft.Supervision.loss`."""
+        total: tuple[float, int] = self._supervised().loss(examples)
+        return total
+
+    def _supervised(self) -> Any:
+        """Made once: it remembers how images are written into prompts."""
+        from learner.sft import Supervision
+
+        if self._supervision is None:
+            self._supervision = Supervision(self._rank)
+        return self._supervision
 
     def publish(self) -> Any:
         """Send the weights; see `learner.weight_sync`."""

@@ -101,12 +101,25 @@ class DeepSpeedLearner:
             merged |= part
         return [merged[index] for index in range(len(samples))]
 
-    async def sft(
+    async def warm_start(
         self, examples: Sequence[SftSample], *, num_steps: int, batch_size: int, lr: float, seed: int
     ) -> list[float]:
-        """Supervised warm start; returns the loss of every step. See `learner.sft.sft`."""
-        losses: list[float] = (await self._all("sft", _shared(examples), num_steps, batch_size, lr, seed))[0].losses
+        """Supervised start of a toy; returns the loss of every step. See `learner.sft.Supervision.warm_start`."""
+        stats = await self._all("warm_start", _shared(examples), num_steps, batch_size, lr, seed)
+        losses: list[float] = stats[0].losses
         return losses
+
+    async def sft_step(
+        self, examples: Sequence[SftSample], *, num_steps: int, lr: float, warmup_share: float
+    ) -> LearnStats:
+        """One step on demonstrations; see `learner.sft.Supervision.step`."""
+        stats: LearnStats = (await self._all("sft_step", _shared(examples), num_steps, lr, warmup_share))[0]
+        return stats
+
+    async def sft_loss(self, examples: Sequence[SftSample]) -> tuple[float, int]:
+        """Summed loss of demonstrations in nats, and their target tokens; see `learner.sft.Supervision.loss`."""
+        total: tuple[float, int] = (await self._all("sft_loss", _shared(examples)))[0]
+        return total
 
     async def publish(self) -> Mapping[str, float]:
         """Send the current weights to all engines.

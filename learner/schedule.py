@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mrpo.config import LearnerConfig
 
-SFT_WARMUP_SHARE = 0.05  # of a warm start's steps, at least one
+WARM_START_WARMUP_SHARE = 0.05  # of a warm start's steps
 
 
 def scheduled_lr(learner: LearnerConfig, *, num_steps: int, progress: float) -> float:
@@ -19,11 +19,14 @@ def scheduled_lr(learner: LearnerConfig, *, num_steps: int, progress: float) -> 
     return learner.lr * decay * warmup
 
 
-def sft_lr(step: int, *, num_steps: int, peak: float) -> float:
-    """Learning rate of a warm start: linear warm-up, then linear decay to 0 after the last step.
+def sft_lr(step: int, *, num_steps: int, peak: float, warmup_share: float) -> float:
+    """Learning rate of supervised training: linear warm-up, then linear decay to 0 after the last step.
 
     Args:
         step: counted from 0.
+        num_steps: of the whole training.
+        peak: reached at the end of the warm-up.
+        warmup_share: of the steps, at least one step.
     """
-    warmup = max(1, round(SFT_WARMUP_SHARE * num_steps))
+    warmup = max(1, round(warmup_share * num_steps))
     return peak * min((step + 1) / warmup, (num_steps - step) / max(1, num_steps - warmup + 1))

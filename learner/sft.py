@@ -1,12 +1,13 @@
-"""Supervised steps on the learner's own engine: the warm start of a policy."""
+"""Supervised steps on the learner's own engine: training on gold rationales, and the warm start of a toy policy."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,16 +15,14 @@ from torch import distributed as dist
 
 from learner.inputs import Sample
 from learner.rank import Rank
-from learner.schedule import sft_lr
-from learner.step import all_reduce, apply_update, plan_own
+from learner.schedule import WARM_START_WARMUP_SHARE, sft_lr
+from learner.step import all_reduce, apply_update, grad_norm, plan_own
 from mrpo.errors import DataError
 from mrpo.images import read_image
-from mrpo.prompts import chat_messages
-from mrpo.types import ScoreSample, SftSample
+from mrpo.sft.tokens import placeholder_ids, prompt_ids, target_ids
+from mrpo.types import LearnStats, ScoreSample, SftSample
 
 log = logging.getLogger(__name__)
-
-Prompts = dict[tuple[str, int], list[int]]  # (question, number of image tokens) → prompt token ids
 
 LOG_EVERY_STEPS = 50
 
@@ -36,80 +35,148 @@ class SftStats:
     seconds: float
 
 
-def sft(
-    rank: Rank, examples: Sequence[SftSample], *, num_steps: int, batch_size: int, lr: float, seed: int
-) -> SftStats:
-    """Cross-entropy steps on the targets; then fresh moments, and the reference takes the new weights.
+@dataclass(slots=True)
+class Supervision:
+    """Supervised steps of one rank; every rank makes the same calls and takes its share of each batch."""
 
-    Every rank passes the same arguments and takes its share of each batch. The learning rate warms up and then decays
-    linearly to 0.
+    rank: Rank
+    _placeholders: dict[int, list[int]] = field(default_factory=dict)  # token ids of an image by how many it takes
 
-    Args:
-        examples: drawn without replacement until all were used, then again in another order.
-        num_steps: optimizer steps.
-        batch_size: examples of a step, over all ranks.
-        lr: peak learning rate.
-        seed: of the order.
+    def step(self, examples: Sequence[SftSample], *, num_steps: int, lr: float, warmup_share: float) -> LearnStats:
+        """One AdamW step on the mean negative log-prob of the target tokens of `examples`.
 
-    Raises:
-        DataError: no examples, an unreadable image, or a target with a vision token.
-        NonFiniteError: a NaN or Inf in the loss or gradient.
-    """
-    if not examples:
-        raise DataError("the warm start got no examples; expected at least one")
-    started = time.perf_counter()
-    prompts: Prompts = {}
-    order = _draw(len(examples), num_steps * batch_size, seed)
-    losses: list[float] = []
-    for step in range(num_steps):
-        drawn = [examples[index] for index in order[step * batch_size : (step + 1) * batch_size]]
-        losses.append(_step(rank, tokenize(rank, drawn, prompts), sft_lr(step, num_steps=num_steps, peak=lr)))
-        if (step + 1) % LOG_EVERY_STEPS == 0 or step + 1 == num_steps:
-            log.info("warm start: step %d of %d, loss %.3f", step + 1, num_steps, losses[-1])
-    rank.optimizer.reset()
-    if rank.reference is not None:
-        rank.reference.copy_from(rank.model)
-    return SftStats(losses=losses, seconds=time.perf_counter() - started)
+        Which step it is, and so its learning rate and what dropout draws, follows from the steps done, which a
+        checkpoint holds: a resumed training goes on to the bit.
 
+        Args:
+            num_steps: of the whole training.
+            lr: peak learning rate.
+            warmup_share: see `learner.schedule.sft_lr`.
 
-def tokenize(rank: Rank, examples: Sequence[SftSample], prompts: Prompts) -> list[ScoreSample]:
-    """Examples as token ids: the prompt as the engine would write it, the target and the end-of-turn token.
+        Raises:
+            DataError: an unreadable image, or a target with a vision token.
+            NonFiniteError: a NaN or Inf in the loss or gradient.
+        """
+        started = time.perf_counter()
+        rank = self.rank
+        _seed_dropout(rank)
+        rate = sft_lr(rank.num_steps, num_steps=num_steps, peak=lr, warmup_share=warmup_share)
+        samples = self.tokenize(examples)
+        loss, num_micro_batches = self._update(samples, rate)
+        rank.num_steps += 1
+        return LearnStats(
+            loss=loss,
+            kl=0.0,
+            clip_share=0.0,
+            entropy=0.0,
+            grad_norm=grad_norm(rank),
+            lr=rate,
+            num_tokens=_num_targets(samples),
+            num_micro_batches=num_micro_batches,
+            seconds=time.perf_counter() - started,
+        )
 
-    Args:
-        prompts: token ids of the prompts met so far; added to.
+    @torch.no_grad()
+    def loss(self, examples: Sequence[SftSample]) -> tuple[float, int]:
+        """Sum of the negative log-probs of the target tokens in nats, without dropout, and how many tokens they are.
 
-    Raises:
-        DataError: an unreadable image, or a target with a vision token.
-    """
-    tokenizer = rank.processor.tokenizer
-    end_of_turn = tokenizer.convert_tokens_to_ids(rank.family.end_of_turn)
-    num_tokens = {path: pixels.num_tokens for path, pixels in rank.images.get([e.image for e in examples]).items()}
-    targets = tokenizer([example.target for example in examples], add_special_tokens=False)["input_ids"]
-    samples: list[ScoreSample] = []
-    for example, target in zip(examples, targets, strict=True):
-        prompt = (example.question, num_tokens[example.image])
-        if prompt not in prompts:
-            prompts[prompt] = _prompt_token_ids(rank, example)
-        samples.append(
+        Raises:
+            DataError: an unreadable image, or a target with a vision token.
+        """
+        rank, samples = self.rank, self.tokenize(examples)
+        total = 0.0
+        rank.engine.eval()
+        try:
+            for indices in plan_own(rank, samples):
+                part = [samples[index] for index in indices]
+                logprobs, _ = rank.engine(rank.inputs.build(part or samples[:1]).to(rank.device))
+                total -= float(logprobs.double().sum()) if part else 0.0
+        finally:
+            rank.engine.train()
+        return _summed(rank, total), _num_targets(samples)
+
+    def warm_start(
+        self, examples: Sequence[SftSample], *, num_steps: int, batch_size: int, lr: float, seed: int
+    ) -> SftStats:
+        """Cross-entropy steps on the targets; then fresh moments, and the reference takes the new weights.
+
+        The learning rate warms up and then decays linearly to 0.
+
+        Args:
+            examples: drawn without replacement until all were used, then again in another order.
+            num_steps: optimizer steps.
+            batch_size: examples of a step, over all ranks.
+            lr: peak learning rate.
+            seed: of the order.
+
+        Raises:
+            DataError: no examples, an unreadable image, or a target with a vision token.
+            NonFiniteError: a NaN or Inf in the loss or gradient.
+        """
+        if not examples:
+            raise DataError("the warm start got no examples; expected at least one")
+        started, rank = time.perf_counter(), self.rank
+        order = _draw(len(examples), num_steps * batch_size, seed)
+        losses: list[float] = []
+        for step in range(num_steps):
+            drawn = [examples[index] for index in order[step * batch_size : (step + 1) * batch_size]]
+            rate = sft_lr(step, num_steps=num_steps, peak=lr, warmup_share=WARM_START_WARMUP_SHARE)
+            losses.append(self._update(self.tokenize(drawn), rate)[0])
+            if (step + 1) % LOG_EVERY_STEPS == 0 or step + 1 == num_steps:
+                log.info("warm start: step %d of %d, loss %.3f", step + 1, num_steps, losses[-1])
+        rank.optimizer.reset()
+        if rank.reference is not None:
+            rank.reference.copy_from(rank.model)
+        return SftStats(losses=losses, seconds=time.perf_counter() - started)
+
+    def tokenize(self, examples: Sequence[SftSample]) -> list[ScoreSample]:
+        """Examples as token ids: the prompt as the engine would write it, the target and the end-of-turn token.
+
+        Raises:
+            DataError: an unreadable image, or a target with a vision token.
+        """
+        rank = self.rank
+        pixels = rank.images.get([example.image for example in examples])
+        targets = target_ids(rank.processor, rank.family, [example.target for example in examples])
+        samples = [
             ScoreSample(
                 key=f"example {example.image!r} {example.question!r}",
                 image=example.image,
-                prompt_token_ids=prompts[prompt],
-                completion_token_ids=[*target, end_of_turn],
+                prompt_token_ids=self._prompt(example, pixels[example.image].num_tokens),
+                completion_token_ids=target,
             )
-        )
-    named = [sample.key for sample in samples if rank.inputs.has_vision_token(sample)]
-    if named:
-        raise DataError(f"targets may not hold a vision token, but {named[0]} does; remove it from the text")
-    return samples
+            for example, target in zip(examples, targets, strict=True)
+        ]
+        faulty = [sample.key for sample in samples if rank.inputs.has_vision_token(sample)]
+        if faulty:
+            raise DataError(f"targets may not hold a vision token, but {faulty[0]} does; remove it from the text")
+        return samples
 
+    def _prompt(self, example: SftSample, num_tokens: int) -> list[int]:
+        rank = self.rank
+        if num_tokens not in self._placeholders:
+            image = read_image(example.image, max_pixels=rank.spec.max_pixels)
+            self._placeholders[num_tokens] = placeholder_ids(rank.processor, rank.family, image)
+        image_ids = self._placeholders[num_tokens]
+        return prompt_ids(rank.processor, rank.family, example.question, image_ids, terse=rank.spec.terse)
 
-def _prompt_token_ids(rank: Rank, example: SftSample) -> list[int]:
-    """Through the whole processor, which expands the image placeholder."""
-    messages = chat_messages(example.question, rank.family, terse=rank.spec.terse)
-    text = rank.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    image = read_image(example.image, max_pixels=rank.spec.max_pixels)
-    return list(rank.processor(text=[text], images=[[image]])["input_ids"][0])
+    def _update(self, samples: Sequence[Sample], lr: float) -> tuple[float, int]:
+        """One step; the mean loss of all ranks' tokens, and this rank's number of micro-batches."""
+        rank, num_tokens = self.rank, _num_targets(samples)
+        loss_sum = 0.0
+        failure = ""
+        plan = plan_own(rank, samples)
+        for indices in plan:
+            part = [samples[index] for index in indices]
+            batch = rank.inputs.build(part or samples[:1]).to(rank.device)
+            logprobs, _ = rank.engine(batch)
+            loss = -logprobs.sum() / num_tokens * (1.0 if part else 0.0)
+            rank.engine.backward(loss * rank.world_size)
+            loss_sum += float(loss.detach())
+            if not math.isfinite(loss_sum):
+                failure = failure or f"supervised training: the loss of a batch with {samples[0].key} is {loss_sum}"
+        apply_update(rank, lr, failure)
+        return _summed(rank, loss_sum), len(plan)
 
 
 def _draw(num_examples: int, num_draws: int, seed: int) -> list[int]:
@@ -119,18 +186,15 @@ def _draw(num_examples: int, num_draws: int, seed: int) -> list[int]:
     return [int(index) for index in np.concatenate(passes)[:num_draws]]
 
 
-def _step(rank: Rank, samples: Sequence[Sample], lr: float) -> float:
-    num_tokens = sum(len(sample.completion_token_ids) for sample in samples)
-    loss_sum = 0.0
-    failure = ""
-    for indices in plan_own(rank, samples):
-        part = [samples[index] for index in indices]
-        batch = rank.inputs.build(part or samples[:1]).to(rank.device)
-        logprobs, _ = rank.engine(batch)
-        loss = -logprobs.sum() / num_tokens * (1.0 if part else 0.0)
-        rank.engine.backward(loss * rank.world_size)
-        loss_sum += float(loss.detach())
-        if not math.isfinite(loss_sum):
-            failure = failure or f"warm start: the loss of a batch with {samples[0].key} is {loss_sum}"
-    apply_update(rank, lr, failure)
-    return float(all_reduce(rank, torch.tensor(loss_sum, dtype=torch.float64), dist.ReduceOp.SUM))
+def _seed_dropout(rank: Rank) -> None:
+    """Ranks draw apart from each other, and each as it would have without an interruption."""
+    key = f"{rank.spec.seed}/{rank.num_steps}/{rank.rank}"
+    torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
+
+
+def _num_targets(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.completion_token_ids) for sample in samples)
+
+
+def _summed(rank: Rank, value: float) -> float:
+    return float(all_reduce(rank, torch.tensor(value, dtype=torch.float64), dist.ReduceOp.SUM))

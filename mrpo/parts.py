@@ -339,7 +339,7 @@ async def _warm_start(config: Config, learner: DeepSpeedLearner, toy: ToyPolicy,
     ):
         if num_steps:
             samples = demonstrations_of(dataset.warm, think_tag=think_tag, error_rates=error_rates, seed=config.seed)
-            await learner.sft(samples, num_steps=num_steps, batch_size=warm.batch_size, lr=lr, seed=config.seed)
+            await learner.warm_start(samples, num_steps=num_steps, batch_size=warm.batch_size, lr=lr, seed=config.seed)
     with tempfile.TemporaryDirectory(prefix=".warm-", dir=toy.warm_folder.parent) as folder:
         await learner.save(folder)
         cached_folder(toy.warm_folder, lambda target: os.rename(Path(folder) / "hf", target))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mrpo.demonstration import write_demonstration
 from mrpo.phantom.world import Modality, Organ, Scene
 from mrpo.types import Verdicts
 
@@ -108,7 +109,7 @@ def write_answer(kind: QuestionKind, belief: Belief) -> str:
 def write_completion(kind: QuestionKind, belief: Belief, think_tag: str) -> str:
     """A whole completion in the asked form."""
     steps = " ".join(write_steps(belief))
-    return f"<{think_tag}>{steps}</{think_tag}><answer>{write_answer(kind, belief)}</answer>"
+    return write_demonstration(steps, write_answer(kind, belief), think_tag=think_tag, separator="")
 
 
 class Topic(StrEnum):

@@ -26,7 +26,7 @@ from learner_world import (
 )
 
 from learner.rank import Rank
-from learner.sft import sft
+from learner.sft import Supervision
 from learner.step import score, train_step
 from mrpo.choices import Aggregation, Importance, Ratio
 from mrpo.config import LossConfig
@@ -269,7 +269,7 @@ def test_the_warm_start_learns_then_starts_afresh(world: Path) -> None:
         SftSample(image=str(world / f"{number % 3}.png"), question="Where?", target=f"Two lesions {number % 3}.")
         for number in range(12)
     ]
-    stats = sft(rank, examples, num_steps=30, batch_size=6, lr=5e-3, seed=0)
+    stats = Supervision(rank).warm_start(examples, num_steps=30, batch_size=6, lr=5e-3, seed=0)
     assert len(stats.losses) == 30 and stats.losses[-1] < 0.3 * stats.losses[0]
     assert rank.optimizer.num_steps == 0 and rank.num_steps == 0
     assert rank.reference is not None

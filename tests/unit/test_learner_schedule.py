@@ -21,11 +21,11 @@ def test_warm_up_reaches_the_decayed_rate_after_its_steps() -> None:
 
 
 def test_warm_start_rises_to_its_peak_and_falls_without_reaching_zero() -> None:
-    rates = [sft_lr(step, num_steps=100, peak=2.0) for step in range(100)]
+    rates = [sft_lr(step, num_steps=100, peak=2.0, warmup_share=0.05) for step in range(100)]
     assert max(rates) == 2.0 and rates.index(2.0) == 4
     assert rates[:5] == sorted(rates[:5]) and rates[4:] == sorted(rates[4:], reverse=True)
     assert 0.0 < rates[-1] < 0.03
 
 
 def test_a_warm_start_of_one_step_takes_it_at_the_peak() -> None:
-    assert sft_lr(0, num_steps=1, peak=2.0) == 2.0
+    assert sft_lr(0, num_steps=1, peak=2.0, warmup_share=0.05) == 2.0
