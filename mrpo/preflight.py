@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import psutil
 
-from mrpo.choices import Device, WeightTransfer
+from mrpo.choices import Device
 from mrpo.config import Config
 from mrpo.errors import ResourceError
+from mrpo.placement import placement_of, sum_of_gpus
 
 GIB = 2**30
 
@@ -26,7 +27,7 @@ def check_memory(config: Config) -> None:
         )
 
 
-def check_local_gpus(config: Config) -> None:
+def check_local_gpus(config: Config, *, learner: bool = True, engines: bool = True) -> None:
     """`check_gpus` for a run on this machine alone; a cluster's are counted once Ray is connected.
 
     Raises:
@@ -35,34 +36,28 @@ def check_local_gpus(config: Config) -> None:
     if config.cluster.device == Device.GPU and config.cluster.address is None:
         import torch
 
-        check_gpus(config, torch.cuda.device_count())
+        check_gpus(config, torch.cuda.device_count(), learner=learner, engines=engines)
 
 
-def gpus_needed(config: Config) -> int:
-    """GPUs that learner and engines take together; colocated ones share."""
-    if config.cluster.device == Device.CPU:
-        return 0
-    engines = config.rollout.num_engines * config.rollout.tensor_parallel
-    ranks = config.learner.num_ranks
-    return max(engines, ranks) if config.cluster.weight_transfer == WeightTransfer.IPC else engines + ranks
-
-
-def check_gpus(config: Config, num_gpus: int) -> None:
+def check_gpus(config: Config, num_gpus: int, *, learner: bool = True, engines: bool = True) -> None:
     """Refuse a cluster with too few GPUs.
 
     Args:
         config: says how many are needed.
         num_gpus: what Ray found in the whole cluster.
+        learner: False where the command starts none (an evaluation).
+        engines: False where it starts none (supervised training).
 
     Raises:
         ResourceError: there are fewer.
     """
-    needed = gpus_needed(config)
-    if num_gpus < needed:
-        engines = f"{config.rollout.num_engines} engines × {config.rollout.tensor_parallel}"
-        joined = "shared with" if config.cluster.weight_transfer == WeightTransfer.IPC else "+"
+    layout = placement_of(config, learner=learner, engines=engines)
+    if num_gpus < layout.num_gpus:
+        num_engines = config.rollout.num_engines if engines else 0
+        num_ranks = config.learner.num_ranks if learner else 0
+        parts = sum_of_gpus(num_engines, config.rollout.tensor_parallel, num_ranks, shared=layout.shared)
         raise ResourceError(
-            f"experiment {config.experiment} needs {needed} GPUs ({engines} {joined} {config.learner.num_ranks} "
-            f"learner ranks) and the cluster has {num_gpus}; set cluster.address to a cluster that has them, lower "
-            "rollout.num_engines or learner.num_ranks, or run EXP=phantom, which needs none"
+            f"experiment {config.experiment} needs {layout.num_gpus} GPUs ({parts}) and the cluster has {num_gpus}; "
+            "choose a cluster=… that is there, set cluster.address to a larger one, lower rollout.num_engines or "
+            "learner.num_ranks, or run EXP=phantom, which needs none"
         )

@@ -17,12 +17,14 @@ from mrpo.choices import (
     Device,
     Importance,
     JudgeKind,
+    Placement,
     Ratio,
     Shaping,
     WeightTransfer,
 )
 from mrpo.config import Config
 from mrpo.errors import ConfigError
+from mrpo.placement import placement_of
 
 Settings = TypeVar("Settings")
 
@@ -129,6 +131,7 @@ def check_contradictions(config: Config) -> None:
         )
     if cluster.device == Device.GPU and cluster.weight_transfer == WeightTransfer.SHM:
         raise ConfigError("cluster.weight_transfer=shm is for CPU engines; with cluster.device=gpu use nccl or ipc")
+    _check_placement(config)
     if rollout.max_new_tokens >= rollout.max_model_len:
         raise ConfigError(
             f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt in "
@@ -169,3 +172,39 @@ def _check_rewards(config: Config) -> None:
             f"reward.answer_weight=0, reward.step_count_weight=0 and reward.process_weight={reward.process_weight:g} "
             f"with judge.kind={judge} leave no reward to learn from; set a weight, e.g. reward.answer_weight=1"
         )
+
+
+def _check_placement(config: Config) -> None:
+    """Refuse engines and ranks that cannot sit where `cluster` puts them."""
+    cluster, num_ranks = config.cluster, config.learner.num_ranks
+    num_engines, tensor_parallel = config.rollout.num_engines, config.rollout.tensor_parallel
+    colocated = cluster.placement == Placement.COLOCATED
+    if cluster.device == Device.CPU:
+        if colocated:
+            raise ConfigError(
+                "cluster.placement=colocated needs GPUs: on a CPU an engine's sleep frees nothing; "
+                "with cluster.device=cpu set cluster.placement=split"
+            )
+        return
+    if colocated and cluster.weight_transfer != WeightTransfer.IPC:
+        raise ConfigError(
+            f"cluster.placement=colocated shares GPUs, where NCCL takes no two ranks, but cluster.weight_transfer="
+            f"{cluster.weight_transfer}; set cluster.weight_transfer=ipc"
+        )
+    if not colocated and cluster.weight_transfer == WeightTransfer.IPC:
+        raise ConfigError(
+            "cluster.weight_transfer=ipc passes weights within a GPU, but cluster.placement=split gives engines and "
+            "learner GPUs of their own; set cluster.weight_transfer=nccl, or cluster.placement=colocated"
+        )
+    if colocated and num_engines * tensor_parallel != num_ranks:
+        raise ConfigError(
+            f"cluster.placement=colocated puts a learner rank beside every engine rank, but rollout.num_engines="
+            f"{num_engines} × rollout.tensor_parallel={tensor_parallel} = {num_engines * tensor_parallel} and "
+            f"learner.num_ranks={num_ranks}; make them equal"
+        )
+    if cluster.num_nodes > 1 and cluster.address is None:
+        raise ConfigError(
+            f"cluster.num_nodes={cluster.num_nodes} needs a Ray cluster of them, and cluster.address=null starts Ray "
+            "on this machine alone; set cluster.address=auto, or the cluster's address"
+        )
+    placement_of(config)

@@ -83,7 +83,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     config = job.config
     check_writable(config.runs_dir)
     check_memory(config)
-    check_local_gpus(config)
+    check_local_gpus(config, learner=False)
     check_judge_endpoint(config)
     similarity = answer_similarity(config)
     identity = _identity(job)

@@ -20,7 +20,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl"])
 def test_two_steps_with_weights_by_ipc(family: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mrpo.train", "cluster=local_gpu", "cluster.weight_transfer=ipc"]
+    command = [sys.executable, "-m", "mrpo.train", "cluster=1x_gpu"]
     command += [f"model.toy_family={family}", "num_steps=2", "data.num_train=16", "data.num_test=16"]
     command += ["model.warm_start.num_scans=64", "model.warm_start.true_steps=16", "model.warm_start.faulty_steps=2"]
     command += ["rollout.gpu_memory_utilization=0.3", "parity.max_mean_diff=0.05", "parity.probe_max_diff=0.1"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from mrpo.choices import Device, WeightTransfer
+from mrpo.choices import Device, Placement
 from mrpo.config import ClusterConfig, Config, LearnerConfig, RolloutConfig
 from mrpo.errors import ResourceError
-from mrpo.preflight import check_gpus, check_memory, gpus_needed
+from mrpo.preflight import check_gpus, check_memory
 
 
-def gpu_config(transfer: WeightTransfer, *, engines: int = 2, tensor_parallel: int = 2, ranks: int = 3) -> Config:
+def gpu_config(placement: Placement, *, engines: int = 2, tensor_parallel: int = 2, ranks: int = 4) -> Config:
     return Config(
-        cluster=ClusterConfig(device=Device.GPU, weight_transfer=transfer),
+        cluster=ClusterConfig(device=Device.GPU, placement=placement),
         rollout=RolloutConfig(num_engines=engines, tensor_parallel=tensor_parallel),
         learner=LearnerConfig(num_ranks=ranks),
     )
@@ -30,22 +30,23 @@ def test_a_limit_of_zero_always_passes() -> None:
 
 
 def test_cpu_runs_need_no_gpu() -> None:
-    assert gpus_needed(Config()) == 0
     check_gpus(Config(), 0)
 
 
-def test_gpus_add_up_unless_engine_and_learner_share_them() -> None:
-    assert gpus_needed(gpu_config(WeightTransfer.NCCL)) == 2 * 2 + 3
-    assert gpus_needed(gpu_config(WeightTransfer.IPC)) == 4
-    assert gpus_needed(gpu_config(WeightTransfer.IPC, ranks=5)) == 5
-
-
 @pytest.mark.parametrize(
-    ("transfer", "needed", "sum_"),
-    [(WeightTransfer.NCCL, 7, r"2 engines × 2 \+ 3 learner"), (WeightTransfer.IPC, 4, "2 engines × 2 shared with 3")],
+    ("placement", "needed", "sum_"),
+    [(Placement.SPLIT, 8, r"2 engines × 2 \+ 4 learner"), (Placement.COLOCATED, 4, "2 engines × 2 shared with 4")],
 )
-def test_too_few_gpus_are_refused_with_the_sum_and_a_way_out(transfer: WeightTransfer, needed: int, sum_: str) -> None:
-    config = gpu_config(transfer)
+def test_too_few_gpus_are_refused_with_the_sum_and_a_way_out(placement: Placement, needed: int, sum_: str) -> None:
+    config = gpu_config(placement)
     check_gpus(config, needed)
     with pytest.raises(ResourceError, match=f"needs {needed} GPUs .*{sum_}.*cluster has {needed - 1}.*EXP=phantom"):
         check_gpus(config, needed - 1)
+
+
+def test_a_command_without_learner_or_engines_needs_no_gpus_for_them() -> None:
+    config = gpu_config(Placement.SPLIT, ranks=3)
+    check_gpus(config, 4, learner=False)
+    check_gpus(config, 3, engines=False)
+    with pytest.raises(ResourceError, match=r"needs 3 GPUs \(3 learner ranks\)"):
+        check_gpus(config, 2, engines=False)

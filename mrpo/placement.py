@@ -1,0 +1,180 @@
+"""Who sits where: engines and learner ranks on the GPUs of a run, as `make plan` prints it and Ray is asked for it.
+
+A bundle is what Ray places whole on one node. An engine's GPUs are one bundle, because its ranks talk at every layer of
+every token. The learner's ranks of a node are one bundle, so that its collectives leave a node as little as they can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mrpo.choices import Device, Placement
+from mrpo.config import Config
+from mrpo.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """CPUs and GPUs of one node, and who lives on them. Where there are both engines and ranks, they share each GPU."""
+
+    node: int | None  # number in the plan, which Ray need not follow; None: Ray decides
+    cpus: int
+    gpus: int
+    ranks: tuple[int, ...] = ()  # of the learner, one a GPU
+    engines: tuple[int, ...] = ()  # each on `rollout.tensor_parallel` GPUs, in this order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU of the plan."""
+
+    node: int | None
+    index: int  # within its node as far as the run uses it; within its bundle where Ray decides
+    rank: int | None  # learner rank on it
+    engine: int | None
+    engine_rank: int | None  # which of the engine's tensor-parallel ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """All bundles of a run. Made by `placement_of`; read by `make plan` and by those who start actors."""
+
+    bundles: tuple[Bundle, ...]
+    tensor_parallel: int
+    shared: bool  # a rank and an engine rank on every GPU
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs the run claims."""
+        return sum(bundle.gpus for bundle in self.bundles)
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs the run claims."""
+        return sum(bundle.cpus for bundle in self.bundles)
+
+    def bundle_of_rank(self, rank: int) -> int:
+        """Number of the bundle a learner rank lives in."""
+        return next(number for number, bundle in enumerate(self.bundles) if rank in bundle.ranks)
+
+    def bundle_of_engine(self, engine: int) -> int | None:
+        """Number of the bundle an engine lives in; None on CPU, where an engine claims nothing."""
+        return next((number for number, bundle in enumerate(self.bundles) if engine in bundle.engines), None)
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Every GPU with who lives on it, bundle by bundle."""
+        used: dict[int, int] = {}  # GPUs given out so far, by node
+        found: list[Gpu] = []
+        for bundle in self.bundles:
+            first = 0 if bundle.node is None else used.get(bundle.node, 0)
+            for index in range(bundle.gpus):
+                number, engine_rank = divmod(index, self.tensor_parallel)
+                found.append(
+                    Gpu(
+                        node=bundle.node,
+                        index=first + index,
+                        rank=bundle.ranks[index] if bundle.ranks else None,
+                        engine=bundle.engines[number] if bundle.engines else None,
+                        engine_rank=engine_rank if bundle.engines else None,
+                    )
+                )
+            if bundle.node is not None:
+                used[bundle.node] = first + bundle.gpus
+        return tuple(found)
+
+
+def placement_of(config: Config, *, learner: bool = True, engines: bool = True) -> Layout:
+    """Where a run's engines and ranks go.
+
+    Args:
+        config: of the run.
+        learner: False where there is none (an evaluation).
+        engines: False where there are none (supervised training).
+
+    Raises:
+        ConfigError: more GPUs are asked for than `cluster.num_nodes` × `cluster.gpus_per_node`, or engines of a size
+            that a node cannot be cut into; the message shows the numbers.
+    """
+    num_engines = config.rollout.num_engines if engines else 0
+    num_ranks = config.learner.num_ranks if learner else 0
+    tensor_parallel = config.rollout.tensor_parallel
+    shared = config.cluster.placement == Placement.COLOCATED and learner and engines
+    if config.cluster.device == Device.CPU:
+        # Engines share the machine's cores by design (`rollout.cpu_cores`); claiming some could keep them waiting.
+        bundles = [Bundle(node=None, cpus=1, gpus=0, ranks=(rank,)) for rank in range(num_ranks)]
+    elif shared:
+        bundles = _shared_bundles(num_engines, tensor_parallel)
+    else:
+        bundles = _bundles_of_learner(num_ranks, config.cluster.gpus_per_node)
+        bundles += [Bundle(node=None, cpus=1, gpus=tensor_parallel, engines=(engine,)) for engine in range(num_engines)]
+    layout = Layout(bundles=tuple(bundles), tensor_parallel=tensor_parallel, shared=shared)
+    _check_sum(config, layout, num_engines=num_engines, num_ranks=num_ranks)
+    return replace(layout, bundles=_on_nodes(config, layout.bundles))
+
+
+def _shared_bundles(num_engines: int, tensor_parallel: int) -> list[Bundle]:
+    """A bundle an engine, with as many ranks as it has GPUs."""
+    return [
+        Bundle(
+            node=None,
+            cpus=tensor_parallel + 1,
+            gpus=tensor_parallel,
+            ranks=tuple(range(engine * tensor_parallel, (engine + 1) * tensor_parallel)),
+            engines=(engine,),
+        )
+        for engine in range(num_engines)
+    ]
+
+
+def _bundles_of_learner(num_ranks: int, gpus_per_node: int) -> list[Bundle]:
+    """Whole nodes and the rest; single GPUs where nobody said how many a node has."""
+    size = gpus_per_node or 1
+    starts = range(0, num_ranks, size)
+    ranks = [tuple(range(start, min(start + size, num_ranks))) for start in starts]
+    return [Bundle(node=None, cpus=len(part), gpus=len(part), ranks=part) for part in ranks]
+
+
+def _on_nodes(config: Config, bundles: tuple[Bundle, ...]) -> tuple[Bundle, ...]:
+    """Number the nodes: each bundle goes to the first that has room."""
+    cluster = config.cluster
+    if cluster.num_nodes == 1:
+        return tuple(replace(bundle, node=0) for bundle in bundles)
+    if not cluster.gpus_per_node or cluster.device == Device.CPU:
+        return bundles
+    free = [cluster.gpus_per_node] * cluster.num_nodes
+    placed: list[Bundle] = []
+    for bundle in bundles:
+        # There is always one: whole nodes of ranks come first, and what they leave is cut by a divisor of a node.
+        node = next(number for number, gpus in enumerate(free) if gpus >= bundle.gpus)
+        free[node] -= bundle.gpus
+        placed.append(replace(bundle, node=node))
+    return tuple(placed)
+
+
+def _check_sum(config: Config, layout: Layout, *, num_engines: int, num_ranks: int) -> None:
+    """Refuse more GPUs than the machines are said to have, and engines that a node cannot be cut into."""
+    cluster = config.cluster
+    there = cluster.num_nodes * cluster.gpus_per_node
+    if cluster.device == Device.CPU or not there:
+        return
+    if num_engines and cluster.gpus_per_node % layout.tensor_parallel:
+        raise ConfigError(
+            f"rollout.tensor_parallel={layout.tensor_parallel} does not divide cluster.gpus_per_node="
+            f"{cluster.gpus_per_node}, and an engine's GPUs lie on one node; choose a divisor"
+        )
+    if layout.num_gpus <= there:
+        return
+    raise ConfigError(
+        f"{sum_of_gpus(num_engines, layout.tensor_parallel, num_ranks, shared=layout.shared)} = {layout.num_gpus} GPUs "
+        f"are more than cluster.num_nodes={cluster.num_nodes} × cluster.gpus_per_node={cluster.gpus_per_node} = "
+        f"{there}; choose a larger cluster=… or lower rollout.num_engines or learner.num_ranks"
+    )
+
+
+def sum_of_gpus(num_engines: int, tensor_parallel: int, num_ranks: int, *, shared: bool) -> str:
+    """The arithmetic of a layout in words."""
+    engines = f"{num_engines} engines × {tensor_parallel}"
+    if not num_ranks or not num_engines:
+        return engines if num_engines else f"{num_ranks} learner ranks"
+    return f"{engines} {'shared with' if shared else '+'} {num_ranks} learner ranks"
