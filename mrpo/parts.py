@@ -9,24 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mrpo.cache import cached_folder
 from mrpo.checkpoint_source import model_type_of
 from mrpo.choices import LEXICAL_NOTICE, EncoderPlacement, JudgeKind
-from mrpo.config import BertScoreConfig, Config, JudgeConfig
+from mrpo.config import BertScoreConfig, Config, JudgeConfig, LoraConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
 from mrpo.errors import MRPOError
-from mrpo.families import family_of
-from mrpo.phantom.warm_start import ToyPolicy, demonstrations_of, prepare_toy_policy
+from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
 from mrpo.preflight import check_gpus
 from mrpo.protocols import AnswerScorer
 from mrpo.rewards.bertscore import BertScoreEncoder, check_encoder
@@ -85,6 +82,8 @@ async def running_parts(
     """
     async with AsyncExitStack() as stack:
         answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray)
+        if model_folder is None and config.learner.lora.r:
+            model_folder = await warm_policy(config, dataset, console)
         toy = prepare_toy_policy(config, dataset.warm) if model_folder is None else None
         policy = toy.folder if toy is not None else model_folder
         assert policy is not None
@@ -150,15 +149,20 @@ async def _start_common(
     after_ray: Callable[[], None],
 ) -> AnswerScorer:
     """Ray, and what scores answers."""
+    start_ray(config, console, stack, after_ray=after_ray)
+    if similarity is None and needs_encoder(config.reward):
+        with console.stage("BERTScore encoder"):
+            similarity = await remote_similarity(config.reward.answer.bertscore)
+    return build_answer_scorer(config.reward, similarity)
+
+
+def start_ray(config: Config, console: Console, stack: AsyncExitStack, *, after_ray: Callable[[], None]) -> None:
+    """Start Ray or join the cluster's; `stack` ends it, and what was started and not ended."""
     stack.callback(end_stray_processes, spare=[child.pid for child in psutil.Process().children(recursive=True)])
     with console.stage("Ray"):
         _start_ray(config)
         stack.callback(_stop_ray)
         after_ray()
-    if similarity is None and needs_encoder(config.reward):
-        with console.stage("BERTScore encoder"):
-            similarity = await remote_similarity(config.reward.answer.bertscore)
-    return build_answer_scorer(config.reward, similarity)
 
 
 def _start_ray(config: Config) -> None:
@@ -326,23 +330,28 @@ async def _start_learner(
         await learner.start()
     if toy is not None and not toy.is_warm:
         with console.stage("warm start (once for this seed, then cached)"):
-            await _warm_start(config, learner, toy, dataset)
+            await warm_start(config, learner, toy, dataset.warm)
     return learner
 
 
-async def _warm_start(config: Config, learner: DeepSpeedLearner, toy: ToyPolicy, dataset: Dataset) -> None:
-    warm = config.model.warm_start
-    think_tag = family_of(config.model.toy_family.value).think_tag
-    for error_rates, num_steps, lr in (
-        (None, warm.true_steps, warm.true_lr),
-        (warm.error_rates, warm.faulty_steps, warm.faulty_lr),
-    ):
-        if num_steps:
-            samples = demonstrations_of(dataset.warm, think_tag=think_tag, error_rates=error_rates, seed=config.seed)
-            await learner.warm_start(samples, num_steps=num_steps, batch_size=warm.batch_size, lr=lr, seed=config.seed)
-    with tempfile.TemporaryDirectory(prefix=".warm-", dir=toy.warm_folder.parent) as folder:
-        await learner.save(folder)
-        cached_folder(toy.warm_folder, lambda target: os.rename(Path(folder) / "hf", target))
+async def warm_policy(config: Config, dataset: Dataset, console: Console) -> Path:
+    """The folder of the warm-started toy; where it is not in the cache, a learner is started for it alone.
+
+    A toy is trained in full, whatever is trained in a run: adapters have nothing to build on in random weights.
+    """
+    from learner.group import DeepSpeedLearner
+    from learner.spec import spec_of
+
+    toy = prepare_toy_policy(config, dataset.warm)
+    if not toy.is_warm:
+        with console.stage("warm start (once for this seed, then cached)"):
+            learner = DeepSpeedLearner(replace(spec_of(config, str(toy.folder)), lora=LoraConfig()))
+            try:
+                await learner.start()
+                await warm_start(config, learner, toy, dataset.warm)
+            finally:
+                await learner.close()
+    return toy.warm_folder
 
 
 def end_stray_processes(spare: Sequence[int]) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -57,6 +60,36 @@ def prepare_toy_policy(config: Config, warm_examples: Sequence[Example]) -> ToyP
 
     cached_folder(random_folder, build)
     return ToyPolicy(folder=random_folder, warm_folder=warm_folder)
+
+
+class WarmLearner(Protocol):
+    """Who learns from the demonstrations."""
+
+    async def warm_start(
+        self, examples: Sequence[SftSample], *, num_steps: int, batch_size: int, lr: float, seed: int
+    ) -> list[float]:
+        """Steps on demonstrations; returns the loss of every step."""
+        ...
+
+    async def save(self, folder: str) -> None:
+        """Write `hf/` into an existing folder."""
+        ...
+
+
+async def warm_start(config: Config, learner: WarmLearner, toy: ToyPolicy, examples: Sequence[Example]) -> None:
+    """Show true demonstrations, then faulty ones, and put the model where later runs find it."""
+    warm = config.model.warm_start
+    think_tag = family_of(config.model.toy_family.value).think_tag
+    for error_rates, num_steps, lr in (
+        (None, warm.true_steps, warm.true_lr),
+        (warm.error_rates, warm.faulty_steps, warm.faulty_lr),
+    ):
+        if num_steps:
+            samples = demonstrations_of(examples, think_tag=think_tag, error_rates=error_rates, seed=config.seed)
+            await learner.warm_start(samples, num_steps=num_steps, batch_size=warm.batch_size, lr=lr, seed=config.seed)
+    with tempfile.TemporaryDirectory(prefix=".warm-", dir=toy.warm_folder.parent) as folder:
+        await learner.save(folder)
+        cached_folder(toy.warm_folder, lambda target: os.rename(Path(folder) / "hf", target))
 
 
 def tokenizer_corpus(examples: Sequence[Example], think_tag: str) -> list[str]:

@@ -1,0 +1,67 @@
+"""The running part of supervised training: a learner alone. A composition root, like `mrpo.parts`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrpo.config import Config
+from mrpo.console import Console
+from mrpo.data.load import Dataset
+from mrpo.families import Family
+from mrpo.parts import start_ray, warm_policy
+from mrpo.phantom.warm_start import prepare_toy_policy
+
+if TYPE_CHECKING:
+    from learner.group import DeepSpeedLearner
+
+
+@asynccontextmanager
+async def running_learner(
+    config: Config, dataset: Dataset, console: Console, *, model_folder: Path | None, after_ray: Callable[[], None]
+) -> AsyncIterator[DeepSpeedLearner]:
+    """Start a learner without engines, judge or reference model; end it on leaving.
+
+    Args:
+        config: of the run; the adapters are those of `config.sft`.
+        dataset: its `warm` scans make the demonstrations of a toy's warm start.
+        console: told what starts.
+        model_folder: the policy's checkpoint; None for a toy, which is warm-started first where it is not yet.
+        after_ray: called once Ray is up (it replaces signal handlers).
+
+    Raises:
+        ResourceError: the cluster has too few GPUs.
+        UserError: what the learner has to say about its configuration.
+    """
+    from learner.group import DeepSpeedLearner
+    from learner.spec import spec_of
+
+    async with AsyncExitStack() as stack:
+        start_ray(config, console, stack, after_ray=after_ray)
+        folder = await warm_policy(config, dataset, console) if model_folder is None else model_folder
+        spec = spec_of(config, str(folder))
+        spec = replace(spec, lora=config.sft.lora, loss=replace(spec.loss, beta=0.0))
+        with console.stage(f"learner ({config.learner.num_ranks} rank(s), ZeRO-{config.learner.zero_stage})"):
+            learner = DeepSpeedLearner(spec)
+            stack.push_async_callback(learner.close)
+            await learner.start()
+        yield learner
+
+
+def policy_processor(config: Config, dataset: Dataset, model_folder: Path | None) -> tuple[Any, Family]:
+    """Tokenizer and image processor of the policy, as the learner loads them, and its family; Ray is not needed.
+
+    Args:
+        model_folder: see `running_learner`; a toy is built where it is not in the cache, and not yet warm-started.
+
+    Raises:
+        ConfigError: no checkpoint there, or an unsupported family.
+    """
+    from learner.model import family_in, load_processor
+
+    folder = str(model_folder or prepare_toy_policy(config, dataset.warm).folder)
+    family = family_in(folder)
+    return load_processor(folder, family), family

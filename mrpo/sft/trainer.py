@@ -1,0 +1,163 @@
+"""The supervised loop: show demonstrations, step by step; measure the held-out loss epoch by epoch; save.
+
+All that a step does follows from its number, the seed and the learner's state, so that a run can stop after any step
+and go on from its checkpoint to the bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mrpo.config import Config
+from mrpo.controller import StopRequested
+from mrpo.errors import MRPOError, NonFiniteError
+from mrpo.sft.heldout import HeldOutLoss, read_heldout, write_heldout
+from mrpo.sft.order import Order
+from mrpo.types import LearnStats, SftSample
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_CHUNK = 64  # demonstrations of one call, between two of which a stop is heard
+
+
+class SupervisedLearner(Protocol):
+    """Owns the weights being trained."""
+
+    async def sft_step(
+        self, examples: Sequence[SftSample], *, num_steps: int, lr: float, warmup_share: float
+    ) -> LearnStats:
+        """One optimizer step; the learner knows how many it has done."""
+        ...
+
+    async def sft_loss(self, examples: Sequence[SftSample]) -> tuple[float, int]:
+        """Summed negative log-prob of the target tokens in nats, and how many tokens they are."""
+        ...
+
+    async def save(self, folder: str) -> None:
+        """Write everything needed to resume, and `hf/`, into an existing folder."""
+        ...
+
+
+class Recorder(Protocol):
+    """Where a run leaves its record (the run folder)."""
+
+    path: Path
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def checkpoint(self, step: int, *, keep_last: int | None = None) -> AbstractContextManager[Path]: ...
+
+
+class Watcher(Protocol):
+    """Who is told as the run goes on."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def held_out(self, found: HeldOutLoss) -> None: ...
+
+
+@dataclass(kw_only=True)
+class SupervisedTrainer:
+    """One supervised run. Holds the order of things and nothing else."""
+
+    config: Config
+    order: Order
+    train: Sequence[SftSample]
+    held_out: Sequence[SftSample]  # may be empty: nothing is measured then
+    learner: SupervisedLearner
+    recorder: Recorder
+    watchers: Sequence[Watcher]
+    stop: asyncio.Event
+    step: int = 0  # optimizer steps done
+    _saved_step: int | None = None
+
+    async def run(self) -> None:
+        """Train to the end and save. Whatever ends it early, the steps done are in a checkpoint.
+
+        Raises:
+            StopRequested: `stop` was set.
+            DataError: an image that can no longer be read.
+            NonFiniteError: the learner refused an update; resume goes on from the newest earlier checkpoint.
+        """
+        try:
+            await self._run()
+        except NonFiniteError:
+            raise  # the learner refused the update; what it holds is the last checkpoint's business
+        except MRPOError as error:
+            await self._save_after(error)
+            raise
+
+    async def _run(self) -> None:
+        every = self.config.checkpoint.every_steps
+        await self._measure()
+        while self.step < self.order.num_steps:
+            self._refuse_when_stopped()
+            await self._train_step()
+            if every and self.step % every == 0 and self.step < self.order.num_steps:
+                await self._save()
+            await self._measure()
+        await self._save()
+
+    async def _train_step(self) -> None:
+        started, sft = time.perf_counter(), self.config.sft
+        examples = [self.train[index] for index in self.order.batch(self.step)]
+        stats = await self.learner.sft_step(
+            examples, num_steps=self.order.num_steps, lr=sft.lr, warmup_share=sft.warmup_share
+        )
+        self.step += 1
+        metrics = {
+            "sft/loss": stats.loss,
+            "sft/epoch": self.step / self.order.steps_per_epoch,
+            "policy/grad_norm": stats.grad_norm,
+            "policy/lr": stats.lr,
+            "policy/tokens": float(stats.num_tokens),
+            "policy/micro_batches": float(stats.num_micro_batches),
+            "time/learn_s": stats.seconds,
+            "time/step_s": time.perf_counter() - started,
+        }
+        self.recorder.log_metrics(self.step, metrics)
+        for watcher in self.watchers:
+            watcher.step(self.step, metrics)
+
+    async def _measure(self) -> None:
+        """The held-out loss before training and after every epoch, unless it is on record."""
+        epoch, known = self.order.epochs_done(self.step), read_heldout(self.recorder.path)
+        if epoch is None or not self.held_out or any(item.step == self.step for item in known):
+            return
+        total, num_tokens = 0.0, 0
+        for start in range(0, len(self.held_out), HELD_OUT_CHUNK):
+            self._refuse_when_stopped()
+            part, counted = await self.learner.sft_loss(self.held_out[start : start + HELD_OUT_CHUNK])
+            total, num_tokens = total + part, num_tokens + counted
+        found = HeldOutLoss(
+            step=self.step, epoch=epoch, loss=total / num_tokens, num_tokens=num_tokens, num_examples=len(self.held_out)
+        )
+        write_heldout(self.recorder.path, [*known, found])
+        for watcher in self.watchers:
+            watcher.held_out(found)
+
+    def _refuse_when_stopped(self) -> None:
+        if self.stop.is_set():
+            raise StopRequested(f"stopped by the user after {self.step} of {self.order.num_steps} steps")
+
+    async def _save(self) -> None:
+        """Write a checkpoint of the steps done, unless there is one."""
+        if self._saved_step == self.step:
+            return
+        with self.recorder.checkpoint(self.step, keep_last=self.config.checkpoint.keep_last) as folder:
+            await self.learner.save(str(folder))
+        self._saved_step = self.step
+
+    async def _save_after(self, error: MRPOError) -> None:
+        """Keep the steps done; where even that fails, the first error is still the one to report."""
+        try:
+            await self._save()
+        except MRPOError as second:
+            logger.error("no checkpoint could be saved after %r: %s", type(error).__name__, second)
