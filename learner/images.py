@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mrpo.families import Family
 from mrpo.images import read_image
 
 CACHE_BYTES = 1024**3  # pixel inputs kept; an image of 800,000 pixels takes 19 MB
+BLANK_SIZE = (64, 64)  # pixels, before the processor scales it to the least it works with
+VISION_TOKENS = (
+    "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    "<img>", "</img>", "<IMG_CONTEXT>", "<video>",
+)  # fmt: skip
 BATCH_IMAGES = 8  # images handed to the processor at one time; larger blocks of fresh memory cost more than they save
 
 
@@ -41,7 +47,10 @@ class ImageStore:
         self._cache_bytes = cache_bytes
         self._held: OrderedDict[str, PixelInputs] = OrderedDict()
         self._held_bytes = 0
+        self._blank: PixelInputs | None = None
         self._image_token_id = processor.tokenizer.convert_tokens_to_ids(family.image_token)
+        added: dict[str, int] = processor.tokenizer.get_added_vocab()
+        self.vision_token_ids = frozenset(added[token] for token in VISION_TOKENS if token in added)
 
     def get(self, paths: Sequence[str]) -> dict[str, PixelInputs]:
         """Pixel inputs of every distinct path.
@@ -59,10 +68,17 @@ class ImageStore:
                 missing.append(path)
         for start in range(0, len(missing), BATCH_IMAGES):
             batch = missing[start : start + BATCH_IMAGES]
-            for path, pixels in zip(batch, self._process(batch), strict=True):
+            images = [read_image(path, max_pixels=self._max_pixels) for path in batch]
+            for path, pixels in zip(batch, self._process(images), strict=True):
                 found[path] = pixels
                 self._hold(path, pixels)
         return found
+
+    def blank(self) -> PixelInputs:
+        """Of a small black image, for a micro-batch that shows none."""
+        if self._blank is None:
+            (self._blank,) = self._process([Image.new("RGB", BLANK_SIZE)])
+        return self._blank
 
     def _hold(self, path: str, pixels: PixelInputs) -> None:
         self._held[path] = pixels
@@ -71,11 +87,11 @@ class ImageStore:
             _, dropped = self._held.popitem(last=False)
             self._held_bytes -= dropped.num_bytes
 
-    def _process(self, paths: list[str]) -> list[PixelInputs]:
+    def _process(self, images: list[Image.Image]) -> list[PixelInputs]:
         """Run the whole processor, text included: it alone knows its tiling defaults and how many tokens they need."""
         outputs = self._processor(
-            text=[self._family.image_placeholder] * len(paths),
-            images=[[read_image(path, max_pixels=self._max_pixels)] for path in paths],
+            text=[self._family.image_placeholder] * len(images),
+            images=[[image] for image in images],
         )
         num_tokens = [sum(i == self._image_token_id for i in ids) for ids in outputs["input_ids"]]
         merged = {name: torch.as_tensor(np.asarray(outputs[name])) for name in self._family.pixel_inputs}
@@ -93,5 +109,5 @@ class ImageStore:
         return [
             # A clone, so that one image held does not keep its whole batch alive.
             PixelInputs(tensors={name: parts[i].clone() for name, parts in split.items()}, num_tokens=num_tokens[i])
-            for i in range(len(paths))
+            for i in range(len(images))
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from learner.attention import implementation
 from mrpo.checkpoint_source import model_type_of
-from mrpo.choices import Dtype
+from mrpo.choices import Attention, Dtype
 from mrpo.families import Family, family_of
 
 
@@ -32,16 +32,21 @@ def torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    folder: str, family: Family, *, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool = False
+    folder: str,
+    family: Family,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: Attention = Attention.AUTO,
+    gradient_checkpointing: bool = False,
 ) -> Any:
-    """The causal model of `folder`, in training mode, on `device`.
+    """The causal model of `folder`, in training mode, on `device`; its language model takes packed rows.
 
-    Attention is flash-attn on a GPU where it is installed, SDPA elsewhere.
+    Raises:
+        ConfigError: flash-attn is asked for where it cannot run.
     """
-    flash = device.type == "cuda" and dtype == torch.bfloat16 and find_spec("flash_attn") is not None
-    model = getattr(transformers, family.model_class).from_pretrained(
-        folder, dtype=dtype, attn_implementation="flash_attention_2" if flash else "sdpa"
-    )
+    kernels = implementation(attention, device=device, dtype=dtype)
+    model = getattr(transformers, family.model_class).from_pretrained(folder, dtype=dtype, attn_implementation=kernels)
     if gradient_checkpointing:
         # The re-entrant variant needs an input that requires grad, which a frozen vision tower does not have.
         model.gradient_checkpointing_enable({"use_reentrant": False})

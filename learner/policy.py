@@ -1,6 +1,6 @@
 """The policy as the learner runs it: from a micro-batch to the log-probs of its completion tokens.
 
-Letters: B samples, L tokens of a padded sample, T completion tokens, N completion tokens of all samples,
+Letters: B samples, L tokens of all of them, T completion tokens of the longest, N completion tokens of all samples,
 H hidden size.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learner.attention import boundaries
 from learner.inputs import MicroBatch
 from learner.logprobs import token_logprobs
 
@@ -29,8 +30,8 @@ class Policy(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy of the completion tokens, both [B, T] in nats as of `token_logprobs`; 0 on padding."""
-        hidden = self._hidden_states(batch)  # [B, L, H]
-        states = hidden.flatten(0, 1).index_select(0, batch.predict_index)  # [N, H]
+        hidden = self._hidden_states(batch)  # [1, L, H]
+        states = hidden[0].index_select(0, batch.predict_index)  # [N, H]
         logprobs, entropy = token_logprobs(
             states, batch.targets, self.model.get_output_embeddings(), chunk_tokens=self._chunk_tokens
         )
@@ -44,26 +45,34 @@ class Policy(nn.Module):
         core = self.model.model
         embeds = self.model.get_input_embeddings()(batch.input_ids)
         vision = core.get_image_features(**batch.pixels, return_dict=True)
-        features = _select(vision.pooler_output, batch.feature_index).to(embeds.dtype)
+        layers = [_joined(layer) for layer in vision.deepstack_features] if "deepstack_features" in vision else []
+        features = _joined(vision.pooler_output)
         arguments: dict[str, Any] = {}
-        if "deepstack_features" in vision:
-            # Qwen3-VL adds features of intermediate vision layers to the first text layers.
-            arguments["visual_pos_masks"] = batch.image_mask
-            arguments["deepstack_visual_embeds"] = [
-                _select(layer, batch.feature_index) for layer in vision.deepstack_features
-            ]
+        if batch.shows_image:
+            chosen = features.index_select(0, batch.feature_index).to(embeds.dtype)
+            embeds = embeds.masked_scatter(batch.image_mask[..., None], chosen)
+            if layers:
+                # Qwen3-VL adds features of intermediate vision layers to the first text layers.
+                arguments["visual_pos_masks"] = batch.image_mask
+                arguments["deepstack_visual_embeds"] = [layer.index_select(0, batch.feature_index) for layer in layers]
+        else:
+            # A blank image stands in, and its features count 0 times. The vision tower runs always, on every rank, also
+            # where all of it is frozen: ZeRO-3 gathers its parameters in the forward pass, ZeRO-1 and 2 reduce its
+            # gradients in the backward pass, and a rank that stays away leaves the others waiting.
+            embeds = embeds + sum(part.sum() for part in (features, *layers)).to(embeds.dtype) * 0.0
         output = core.language_model(
-            inputs_embeds=embeds.masked_scatter(batch.image_mask[..., None], features),
+            inputs_embeds=embeds,
             position_ids=batch.position_ids,
             use_cache=False,
+            **boundaries(batch.lengths, batch.cu_seq_lens),
             **arguments,
         )
         states: Tensor = output.last_hidden_state
         return states
 
 
-def _select(features: Tensor | tuple[Tensor, ...], index: Tensor) -> Tensor:
-    """Features of all distinct images, one tensor or one an image → [image tokens of the micro-batch, H]."""
+def _joined(features: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Features of all distinct images, one tensor or one an image → [image tokens of the distinct images, H]."""
     if not isinstance(features, Tensor):
         features = torch.cat(features)
-    return features.flatten(0, -2).index_select(0, index)
+    return features.flatten(0, -2)

@@ -74,6 +74,7 @@ def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.d
                 family,
                 dtype=dtype,
                 device=device,
+                attention=learner.attention,
                 gradient_checkpointing=learner.gradient_checkpointing,
             )
         return Policy(model, chunk_tokens=learner.logprob_chunk_tokens)
@@ -102,7 +103,7 @@ def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.d
         optimizer=OptimizerState(engine, learner.zero_stage),
         reference=reference,
         images=images,
-        inputs=InputBuilder(policy.model, images, pad_token_id=processor.tokenizer.pad_token_id),
+        inputs=InputBuilder(policy.model, images),
         source=source,
     )
 

@@ -176,7 +176,7 @@ class TrainSample:
     """All the learner knows of a completion: tokens, pixels and per-token advantages. Controller → learner."""
 
     key: str
-    image: str  # path
+    image: str | None  # path; None: the prompt is text alone
     prompt_token_ids: list[int]  # [P]
     completion_token_ids: list[int]  # [T]
     advantages: list[float]  # [T]
@@ -189,7 +189,7 @@ class ScoreSample:
     """Tokens whose log-probs are wanted (parity gate, probe). Controller → learner."""
 
     key: str
-    image: str
+    image: str | None
     prompt_token_ids: list[int]
     completion_token_ids: list[int]
 
