@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from learner.hf_folder import save_hf_folder
-from learner.optimizer import MOMENTS, full_shape
+from learner.optimizer import MOMENTS
+from learner.partitioned import full_shape, gathered
 from learner.rank import Rank
 from learner.tensor_files import check_hashes, file_hash, read_tensors, write_tensors
-from learner.weight_source import gathered
 from mrpo.atomic import fsync
 from mrpo.errors import DataError
 

@@ -16,6 +16,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from learner.partitioned import full_shape
 from mrpo.config import LearnerConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -54,6 +55,7 @@ def make_optimizer(model: nn.Module, learner: LearnerConfig) -> torch.optim.Opti
             {"params": [p for p in trainable if _rank(p) >= 2], "weight_decay": learner.weight_decay},
             {"params": [p for p in trainable if _rank(p) < 2], "weight_decay": 0.0},
         ]
+        groups = [group for group in groups if group["params"]]  # adapters have no biases
     if learner.zero_stage == 0:
         return ClippingAdamW(groups, max_grad_norm=learner.max_grad_norm, **options)
     return torch.optim.AdamW(groups, **options)
@@ -62,11 +64,6 @@ def make_optimizer(model: nn.Module, learner: LearnerConfig) -> torch.optim.Opti
 def _rank(parameter: nn.Parameter) -> int:
     """Number of dimensions; under ZeRO-3 a parameter itself is an empty vector."""
     return len(full_shape(parameter))
-
-
-def full_shape(parameter: Tensor) -> tuple[int, ...]:
-    """Shape of the whole parameter, at any ZeRO stage."""
-    return tuple(parameter.ds_shape) if hasattr(parameter, "ds_shape") else tuple(parameter.shape)
 
 
 class OptimizerState:

@@ -1,4 +1,4 @@
-"""The frozen model the KL penalty measures against."""
+"""What the KL penalty measures against: a frozen copy of the policy, or under LoRA the policy without its adapters."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from learner.inputs import MicroBatch
+from learner.lora import Adapters
+from learner.partitioned import gathered
 from learner.policy import Policy
-from learner.weight_source import gathered
+from mrpo.errors import ConfigError
 
 
 class Reference:
@@ -44,3 +46,27 @@ class Reference:
         for mine, other in zip(self.model.parameters(), model.parameters(), strict=True):
             with gathered(other), gathered(mine, writer=0):
                 mine.data.copy_(other.data)
+
+
+class BaseReference:
+    """The base model of a policy with adapters: the same weights, no second copy."""
+
+    def __init__(self, adapters: Adapters, engine: Any) -> None:
+        """`engine` is DeepSpeed's wrapper of the policy."""
+        self._adapters = adapters
+        self._engine = engine
+
+    @torch.no_grad()
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """[B, T] float32 nats of the completion tokens."""
+        logprobs: Tensor
+        with self._adapters.off():
+            logprobs, _ = self._engine(batch)
+        return logprobs
+
+    def copy_from(self, model: Any) -> None:
+        """Raises `ConfigError`: what adapters have learned cannot become the base under them."""
+        raise ConfigError(
+            "with adapters the KL reference is the base model, which cannot take over what they have learned; train "
+            "with algorithm.loss.beta=0 or learner.lora.r=0, and start the next training from the merged checkpoint"
+        )

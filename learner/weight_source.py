@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from learner.optimizer import full_shape
+from learner.lora import Adapters, plain_parameters
+from learner.partitioned import full_shape, whole_copy
 from mrpo.errors import ConfigError
 
 
@@ -29,18 +29,8 @@ class WeightMeta:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def gathered(parameter: nn.Parameter, *, writer: int | None = None) -> AbstractContextManager[Any]:
-    """A context in which `parameter` is whole; with `writer`, that rank's changes are kept. A collective at ZeRO-3."""
-    if not hasattr(parameter, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    whole: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer)
-    return whole
-
-
-def saved_names(model: Any) -> dict[str, str]:
-    """Checkpoint name of each of the model's own parameter names; tied weights have one.
+def saved_names(model: Any, adapters: Adapters | None = None) -> dict[str, str]:
+    """Checkpoint name of each of the model's own parameter names, as they are without adapters; tied weights have one.
 
     Live and saved names differ (`model.visual.…` against `visual.…`), and transformers keeps the rules. They are asked
     with numbered scalars in place of weights, so that nothing is gathered or copied.
@@ -48,7 +38,7 @@ def saved_names(model: Any) -> dict[str, str]:
     Raises:
         ConfigError: the family's checkpoints are not a renaming of its parameters.
     """
-    live = [name for name, _ in model.named_parameters()]
+    live = [name for name, _, _ in plain_parameters(model, adapters)]
     saved = revert_weight_conversion(model, {name: torch.tensor(number) for number, name in enumerate(live)})
     names = {live[int(number)]: name for name, number in saved.items() if number.ndim == 0}
     if len(names) != len(live) or len(saved) != len(live):
@@ -60,23 +50,30 @@ def saved_names(model: Any) -> dict[str, str]:
 
 
 class WeightSource:
-    """The model's weights, re-iterable; every rank must iterate in lockstep, because ZeRO-3 gathers each tensor."""
+    """The model's weights, re-iterable, with adapters merged into the layers they adapt.
 
-    def __init__(self, model: Any) -> None:
+    Every rank must iterate in lockstep, because ZeRO-3 gathers each tensor.
+    """
+
+    def __init__(self, model: Any, adapters: Adapters | None = None) -> None:
         self._model = model
-        self._names = saved_names(model)
+        self._adapters = adapters
+        self._names = saved_names(model, adapters)
 
     def metadata(self) -> list[WeightMeta]:
         """What iteration will yield, in its order; nothing is gathered."""
         return [
             WeightMeta(name=self._names[live], dtype=parameter.dtype, shape=full_shape(parameter))
-            for live, parameter in self._model.named_parameters()
+            for live, parameter, _ in plain_parameters(self._model, self._adapters)
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (checkpoint name, full tensor). A tensor must be used before the next training step."""
-        for live, parameter in self._model.named_parameters():
-            with gathered(parameter):
-                # Outside the context a gathered parameter loses its storage.
-                tensor = parameter.detach().clone() if hasattr(parameter, "ds_id") else parameter.detach()
+        for live, parameter, layer in plain_parameters(self._model, self._adapters):
+            if layer is not None:
+                assert self._adapters is not None
+                tensor = self._adapters.merged(layer)
+            else:
+                # A gathered parameter is no longer there when the caller looks at it.
+                tensor = whole_copy(parameter) if hasattr(parameter, "ds_id") else parameter.detach()
             yield self._names[live], tensor
