@@ -6,7 +6,7 @@ import copy
 import difflib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,6 +39,8 @@ GROUPS = tuple(
     )
 )
 
+Adjust = Callable[[Config], Config]
+
 # Settings and sections that stay within a run: a resumed run is exact, and its record has one meaning from end to end.
 FIXED = (
     "seed",
@@ -46,6 +48,8 @@ FIXED = (
     "model",
     "algorithm",
     "learner.lora",
+    "sft.batch_size",
+    "sft.lora",
     "reward",
     "judge.kind",
     "judge.noise",
@@ -64,8 +68,12 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def compose_config(overrides: Sequence[str]) -> Config:
+def compose_config(overrides: Sequence[str], *, adjust: Adjust | None = None) -> Config:
     """Compose `conf/` with Hydra overrides.
+
+    Args:
+        overrides: as on the command line.
+        adjust: what the command makes of the settings, see `mrpo.validation.build_config`.
 
     Raises:
         ConfigError: bad syntax, unknown group choice, unknown key (also behind + or ++), wrong type, contradiction.
@@ -76,7 +84,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
         _refuse_several_values(override)
     groups = [_group_choice(override) for override in parsed if override.key_or_group in GROUPS]
     values = [override for override in parsed if override.key_or_group not in GROUPS]
-    return build_config(_compose_tree(groups, values))
+    return build_config(_compose_tree(groups, values), adjust=adjust)
 
 
 def settings_tree(overrides: Sequence[str]) -> dict[str, Any]:
@@ -139,8 +147,8 @@ def _setting(line: str) -> Setting:
     return Setting(override=line, label=f"{override.key_or_group}={text}")
 
 
-def resume_config(run: Path, overrides: Sequence[str]) -> Config:
-    """The configuration of an existing run, with plain value overrides on top.
+def resume_config(run: Path, overrides: Sequence[str], *, adjust: Adjust | None = None) -> Config:
+    """The configuration of an existing run, with plain value overrides on top; `adjust` as in `compose_config`.
 
     Raises:
         ConfigError: as `compose_config`; also for a group choice and for what is `FIXED` within a run.
@@ -161,7 +169,7 @@ def resume_config(run: Path, overrides: Sequence[str]) -> Config:
         for override in parsed:
             if override.key_or_group != "resume":
                 OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
-        return build_config({**_plain(tree), "resume": str(run)})
+        return build_config({**_plain(tree), "resume": str(run)}, adjust=adjust)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{file} and the overrides do not compose: {str(error).splitlines()[0]}") from None
 

@@ -305,6 +305,22 @@ def find_resumable(runs_dir: str | Path, experiment: str) -> Path | None:
     return max(candidates)[1].resolve() if candidates else None
 
 
+def resumed_run(resume: str, runs_dir: str | Path, experiment: str) -> Path:
+    """The run that `resume` means: a folder, or "auto" for the newest of `experiment` that can be gone on with.
+
+    Raises:
+        ConfigError: there is nothing to resume.
+    """
+    if resume != "auto":
+        return Path(resume).expanduser()
+    run = find_resumable(runs_dir, experiment)
+    if run is None:
+        raise ConfigError(
+            f"resume=auto: no unfinished run with a checkpoint under {runs_dir}/{experiment}; start one without resume"
+        )
+    return run
+
+
 def _new_folder(parent: Path, name: str) -> Path:
     """Make and return `parent/name`, or the first free `parent/name-N`; two processes never get the same one."""
     parent.mkdir(parents=True, exist_ok=True)

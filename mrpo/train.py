@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mrpo.checkpoint_source import local_checkpoint
@@ -24,16 +23,15 @@ from mrpo.config import Config, plain
 from mrpo.console import Console
 from mrpo.controller import Controller, StopRequested
 from mrpo.data.load import Dataset, load_dataset
-from mrpo.errors import ConfigError, MRPOError
-from mrpo.eval.summary import EvalSummary, summarize
+from mrpo.errors import MRPOError
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.parts import Parts, answer_similarity, check_judge_endpoint, running_parts
 from mrpo.preflight import check_local_gpus, check_memory
-from mrpo.report.render import write_report
 from mrpo.rewards.scorer import Similarity
-from mrpo.rows import read_rows
-from mrpo.run_folder import RunFolder, check_writable, find_resumable
-from mrpo.run_reading import Checkpoint, RunStatus
+from mrpo.run_folder import RunFolder, check_writable, resumed_run
+from mrpo.run_reading import RunStatus
+from mrpo.run_session import conclude, judge_requests, open_run, rewind_to_checkpoint
+from mrpo.sft.settings import require_reinforcement
 from mrpo.tracking import Tracker, make_tracker
 
 logger = logging.getLogger(__name__)
@@ -73,16 +71,10 @@ def configure(arguments: Sequence[str]) -> Config:
     config = compose_config(arguments)
     if config.resume is None:
         return config
-    run: Path | None = Path(config.resume).expanduser()
-    if config.resume == "auto":
-        run = find_resumable(config.runs_dir, config.experiment)
-        if run is None:
-            raise ConfigError(
-                f"resume=auto: no unfinished run with a checkpoint under {config.runs_dir}/{config.experiment}; "
-                "start one without resume"
-            )
-    assert run is not None
-    return resume_config(run, [item for item in arguments if not item.startswith("experiment=")])
+    run = resumed_run(config.resume, config.runs_dir, config.experiment)
+    resumed = resume_config(run, [item for item in arguments if not item.startswith("experiment=")])
+    require_reinforcement(resumed)
+    return resumed
 
 
 class _Run:
@@ -109,7 +101,7 @@ class _Run:
     async def execute(self) -> int:
         """Train in a new or resumed run folder; the report is written however training ends."""
         config = self.config
-        with self._open_folder() as run:
+        with open_run(config) as run:
             self.console.note(f"run folder: {run.path}")
             try:
                 tracker = make_tracker(
@@ -124,21 +116,14 @@ class _Run:
                 run.set_status(RunStatus.INTERRUPTED, str(error))
                 raise
             finally:
-                self._report(run)
+                conclude(run, self.console, started=self.started)
             return code
-
-    def _open_folder(self) -> RunFolder:
-        if self.config.resume is None:
-            return RunFolder.create(self.config.runs_dir, self.config.experiment, plain(self.config))
-        run = RunFolder.open(self.config.resume)
-        run.rewrite_config(plain(replace(self.config, resume=None)))
-        return run
 
     async def _train(self, run: RunFolder, tracker: Tracker) -> int:
         self._catch_signals()
         log_dir = run.path / "logs"
         log_dir.mkdir(exist_ok=True)
-        checkpoint = self._rewind(run)
+        checkpoint = rewind_to_checkpoint(run, self.config, self.console)
         try:
             async with running_parts(
                 self.config,
@@ -146,7 +131,7 @@ class _Run:
                 self.console,
                 model_folder=self.model_folder,
                 similarity=self.similarity,
-                judge_requests_spent=_judge_requests(run),
+                judge_requests_spent=judge_requests(run),
                 log_dir=log_dir,
                 after_ray=self._catch_signals,
             ) as parts:
@@ -166,16 +151,6 @@ class _Run:
             return INTERRUPTED
         run.set_status(RunStatus.FINISHED)
         return 0
-
-    def _rewind(self, run: RunFolder) -> Checkpoint | None:
-        """The checkpoint a resumed run goes on from, with all that came after it taken off the record."""
-        if self.config.resume is None:
-            return None
-        checkpoint = run.latest_checkpoint()
-        step = checkpoint.step if checkpoint else 0
-        run.rewind(step)
-        self.console.note(f"resuming at step {step}")
-        return checkpoint
 
     def _controller(self, run: RunFolder, tracker: Tracker, parts: Parts, *, step: int) -> Controller:
         config = self.config
@@ -210,27 +185,6 @@ class _Run:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal)
-
-    def _report(self, run: RunFolder) -> None:
-        evaluations: dict[str, EvalSummary] = {}
-        for name in ("before", "after"):
-            file = run.path / "eval" / f"{name}.parquet"
-            if file.is_file():
-                evaluations[name] = summarize(read_rows(file))
-        report: Path | None = None
-        if evaluations or run.state.step:
-            try:
-                report = write_report(run.path)
-            except MRPOError as error:  # must not hide how the run itself ended
-                logger.error("no report: %s", error)
-        self.console.finish(evaluations, report=report, wall_s=time.time() - self.started)
-
-
-def _judge_requests(run: RunFolder) -> int:
-    """HTTP requests to the judge that are on record, for the run's budget."""
-    files = [*(run.path / "rollouts").glob("*.parquet"), *(run.path / "eval").glob("*.parquet")]
-    rows = (row for file in files for row in read_rows(file))
-    return sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -29,13 +29,19 @@ from mrpo.placement import placement_of
 Settings = TypeVar("Settings")
 
 
-def build_config(tree: Mapping[str, Any]) -> Config:
+def build_config(tree: Mapping[str, Any], *, adjust: Callable[[Config], Config] | None = None) -> Config:
     """Turn a composed tree into a checked `Config`.
+
+    Args:
+        tree: as composed.
+        adjust: what a command makes of the settings before they are held against each other.
 
     Raises:
         ConfigError: unknown key, wrong type or contradiction; one line with field, value and remedy.
     """
     config = build(Config, tree)
+    if adjust is not None:
+        config = adjust(config)
     check_contradictions(config)
     return config
 

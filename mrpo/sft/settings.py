@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from mrpo.choices import AnswerKind, DataKind, JudgeKind, Shaping
 from mrpo.config import Config
 from mrpo.errors import ConfigError
+from mrpo.run_reading import read_state
 
 SUFFIX = "_sft"  # of the experiment, and so of the folder its runs lie in
 DEFAULTS = (
@@ -52,14 +54,15 @@ def is_evaluated(config: Config) -> bool:
     return config.eval.before or config.eval.after
 
 
-def require_supervised(config: Config) -> None:
+def require_supervised(run: Path) -> None:
     """Refuse to go on with a run of reinforcement.
 
     Raises:
-        ConfigError: `config` is of another command's run.
+        ConfigError: `run` is of another command.
+        DataError: it is no run folder.
     """
-    if not config.experiment.endswith(SUFFIX):
-        raise ConfigError(f"resume={config.resume} is no supervised run; go on with: make train ARGS=resume=<run>")
+    if not read_state(run).experiment.endswith(SUFFIX):
+        raise ConfigError(f"resume={run} is no supervised run; go on with: make train ARGS=resume={run}")
 
 
 def require_reinforcement(config: Config) -> None:
@@ -70,6 +73,6 @@ def require_reinforcement(config: Config) -> None:
     """
     if config.experiment.endswith(SUFFIX):
         raise ConfigError(
-            f"resume={config.resume} is a supervised run; go on with: make sft ARGS=resume=<run>, or start from its "
-            "model with model.path=<run>/checkpoints/step_N/hf"
+            f"resume={config.resume} is a supervised run; go on with: make sft ARGS=resume={config.resume}, or start "
+            f"from its model with model.path={config.resume}/checkpoints/step_N/hf"
         )

@@ -1,0 +1,68 @@
+"""What the commands that make a run have in common: opening its folder, going on with it, and its last words."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from mrpo.config import Config, plain
+from mrpo.console import Console
+from mrpo.errors import MRPOError
+from mrpo.eval.summary import EvalSummary, summarize
+from mrpo.report.render import write_report
+from mrpo.rows import read_rows
+from mrpo.run_folder import RunFolder
+from mrpo.run_reading import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def open_run(config: Config) -> RunFolder:
+    """The folder of a new run, or of the one that is resumed."""
+    if config.resume is None:
+        return RunFolder.create(config.runs_dir, config.experiment, plain(config))
+    run = RunFolder.open(config.resume)
+    run.rewrite_config(plain(replace(config, resume=None)))
+    return run
+
+
+def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console) -> Checkpoint | None:
+    """The checkpoint a resumed run goes on from, with all that came after it taken off the record."""
+    if config.resume is None:
+        return None
+    checkpoint = run.latest_checkpoint()
+    step = checkpoint.step if checkpoint else 0
+    run.rewind(step)
+    console.note(f"resuming at step {step}")
+    return checkpoint
+
+
+def judge_requests(run: RunFolder) -> int:
+    """HTTP requests to the judge that are on record, for the run's budget."""
+    files = [*(run.path / "rollouts").glob("*.parquet"), *(run.path / "eval").glob("*.parquet")]
+    rows = (row for file in files for row in read_rows(file))
+    return sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)
+
+
+def conclude(run: RunFolder, console: Console, *, started: float) -> None:
+    """Write the report of what there is, however the run ended, and show what came of it.
+
+    Args:
+        run: of this command.
+        console: of this command.
+        started: `time.time()` when the command began.
+    """
+    evaluations: dict[str, EvalSummary] = {}
+    for name in ("before", "after"):
+        file = run.path / "eval" / f"{name}.parquet"
+        if file.is_file():
+            evaluations[name] = summarize(read_rows(file))
+    report: Path | None = None
+    if evaluations or run.state.step:
+        try:
+            report = write_report(run.path)
+        except MRPOError as error:  # must not hide how the run itself ended
+            logger.error("no report: %s", error)
+    console.finish(evaluations, report=report, wall_s=time.time() - started)
