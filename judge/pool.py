@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from judge.accounting import OnRequest, Rulings, Served
 from judge.api_key import read_api_key
 from judge.budget import RequestBudget
 from judge.limiter import RateLimiter, RemoteLimiter, split_concurrency
 from judge.worker import JudgeWorker
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError, MRPOError
-from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest
+from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
 
 logger = logging.getLogger(__name__)
 Made = TypeVar("Made", Judgement, AnswerJudgement)
@@ -29,12 +30,21 @@ REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
 class RayJudgePool:
     """A `mrpo.protocols.JudgePool` over Ray actors. Ray must be running; use it from one event loop."""
 
-    def __init__(self, config: JudgeConfig, *, requests_spent: int = 0) -> None:
+    def __init__(
+        self,
+        config: JudgeConfig,
+        *,
+        requests_spent: int = 0,
+        rulings: Rulings | None = None,
+        on_request: OnRequest | None = None,
+    ) -> None:
         """Create the actors; they come up while other parts start.
 
         Args:
             config: `url` and `model` must be set; the oracle's are set by `OracleServer.endpoint`.
             requests_spent: HTTP requests of the run's earlier part, when it is resumed with a budget.
+            rulings: asked before each call, told of each ruling.
+            on_request: told of every HTTP request, after its call has ended.
 
         Raises:
             ConfigError: `url` or `model` is missing, or there are more actors than calls in flight.
@@ -42,6 +52,8 @@ class RayJudgePool:
         if config.url is None or config.model is None:
             raise ConfigError(f"a judge pool needs judge.url and judge.model; got {config.url!r} and {config.model!r}")
         self._config = config
+        self._rulings = rulings
+        self._on_request = on_request
         self._budget = RequestBudget(config.max_requests, spent=requests_spent)
         name = f"judge-{secrets.token_hex(3)}"  # several pools may share a cluster
         self._limiter_actor = None
@@ -100,23 +112,38 @@ class RayJudgePool:
         return await self._rule(request, AnswerJudgement)
 
     async def _rule(self, request: JudgeRequest | AnswerRequest, made: type[Made]) -> Made:
-        """One call of either kind, within the budget."""
+        """One ruling, known from before or by a call within the budget."""
         started_s = time.time()
+        known = await self._rulings.find(request) if self._rulings is not None else None
+        if known is not None:
+            return _made(made, request.key, known, started_s)
+        served = await self._call(request, made, started_s)
+        judgement = served.judgement
+        assert isinstance(judgement, made)
+        if self._rulings is not None and not isinstance(judgement.outcome, JudgeFailure):
+            assert served.model is not None
+            await self._rulings.keep(request, judgement.outcome, model=served.model)
+        return judgement
+
+    async def _call(self, request: JudgeRequest | AnswerRequest, made: type[Made], started_s: float) -> Served:
         granted = await self._budget.lease(self._config.max_attempts)
         if granted == 0:
             detail = f"the run's budget of judge.max_requests={self._config.max_requests} HTTP requests is spent"
             return _failed(made, request.key, FailureReason.BUDGET, detail, started_s, attempts=0)
         used = granted  # until it is known better: a lost actor may have made every attempt
         try:
-            judgement = await self._dispatch(request, made, granted, started_s)
-            used = judgement.attempts
-            return judgement
+            served = await self._dispatch(request, made, granted, started_s)
+            used = served.judgement.attempts
+            if self._on_request is not None:
+                for usage in served.requests:
+                    self._on_request(usage)
+            return served
         finally:
             await asyncio.shield(self._budget.settle(granted, used))
 
     async def _dispatch(
         self, request: JudgeRequest | AnswerRequest, made: type[Made], max_attempts: int, started_s: float
-    ) -> Made:
+    ) -> Served:
         """Hand the call to the actor with the fewest in flight."""
         try:
             async with asyncio.timeout(self._config.deadline_s):
@@ -128,8 +155,8 @@ class RayJudgePool:
         self._in_flight[index] += 1
         call = self._actors[index].rule.remote(request, max_attempts)
         try:
-            judgement: Made = await call
-            return judgement
+            served: Served = await call
+            return served
         except asyncio.CancelledError:
             ray.cancel(call)
             raise
@@ -190,6 +217,15 @@ def _spawn(cls: type, name: str, *args: Any, retries: int, **kwargs: Any) -> Any
     return actor_class.remote(*args, **kwargs)
 
 
-def _failed(made: type[Made], key: str, reason: FailureReason, detail: str, started_s: float, *, attempts: int) -> Made:
+def _made(made: type[Made], key: str, outcome: Verdicts | bool, started_s: float) -> Made:
+    """A ruling that no request was made for."""
+    ruling: Any = outcome  # which of both follows from `made`
+    return made(key=key, outcome=ruling, started_s=started_s, ended_s=time.time(), attempts=0)
+
+
+def _failed(
+    made: type[Made], key: str, reason: FailureReason, detail: str, started_s: float, *, attempts: int
+) -> Served:
     failure = JudgeFailure(reason=reason, detail=detail)
-    return made(key=key, outcome=failure, started_s=started_s, ended_s=time.time(), attempts=attempts)
+    judgement = made(key=key, outcome=failure, started_s=started_s, ended_s=time.time(), attempts=attempts)
+    return Served(judgement=judgement, requests=())

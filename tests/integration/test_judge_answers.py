@@ -139,7 +139,7 @@ def test_the_wait_for_a_slot_is_told_from_the_judges_own_time(image: str) -> Non
     async def scenario(url: str) -> list[Judgement | AnswerJudgement]:
         worker = JudgeWorker(config_of(url), concurrency=1, limiter=None)
         requests = [answer_request(image), judge_request(image), answer_request(image)]
-        return await asyncio.gather(*(worker.rule(request, 1) for request in requests))
+        return [served.judgement for served in await asyncio.gather(*(worker.rule(item, 1) for item in requests))]
 
     with ScriptedServer(lambda _, received: _later(all_ones(received))) as server:
         judgements = asyncio.run(scenario(server.url))
@@ -207,7 +207,8 @@ def test_the_lexical_judge_serves_any_question(lexical: LocalServer, image: str)
 
     async def scenario() -> list[Judgement | AnswerJudgement]:
         worker = JudgeWorker(lexical.endpoint(), concurrency=2, limiter=None)
-        return await asyncio.gather(*(worker.rule(request, 1) for request in (steps, *answers)))
+        served = await asyncio.gather(*(worker.rule(request, 1) for request in (steps, *answers)))
+        return [item.judgement for item in served]
 
     ruling, right, wrong = asyncio.run(scenario())
     assert ruling.outcome == Verdicts(alignment=[True, False, True], contribution=[False, False, True])

@@ -315,7 +315,7 @@ def test_the_worker_reads_the_key_from_the_named_variable(
     async def scenario(url: str) -> Judgement:
         worker = JudgeWorker(config_of(url, api_key_env="HOUSE_KEY"), concurrency=1, limiter=None)
         assert await worker.has_key() == (header is not None)
-        judgement = await worker.rule(judge_request(image), 1)
+        judgement = (await worker.rule(judge_request(image), 1)).judgement
         assert isinstance(judgement, Judgement)
         return judgement
 

@@ -83,7 +83,8 @@ def judge_all(
 ) -> list[Judgement | AnswerJudgement]:
     async def scenario() -> list[Judgement | AnswerJudgement]:
         worker = JudgeWorker(config, concurrency=concurrency, limiter=None)
-        return await asyncio.gather(*(worker.rule(request, config.max_attempts) for request in requests))
+        served = await asyncio.gather(*(worker.rule(request, config.max_attempts) for request in requests))
+        return [item.judgement for item in served]
 
     return asyncio.run(scenario())
 

@@ -1,0 +1,45 @@
+"""What a pool tells of its work, and whom it asks before it calls: the seams for caches and budgets. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mrpo.types import AnswerJudgement, AnswerRequest, Judgement, JudgeRequest, Verdicts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestUsage:
+    """One HTTP request that was made, whatever came of it. A count is None where the endpoint did not say."""
+
+    endpoint: int  # its place in `judge.endpoints.endpoints_of`
+    model: str
+    prompt_tokens: int | None = None  # cached ones included
+    cached_prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What an actor hands back for one call."""
+
+    judgement: Judgement | AnswerJudgement
+    requests: tuple[RequestUsage, ...]  # `judgement.attempts` of them
+    model: str | None = None  # that ruled; None: the judgement is a failure
+    out: bool = False  # it failed because no endpoint could be asked; another try may find one
+
+
+OnRequest = Callable[[RequestUsage], None]
+
+
+class Rulings(Protocol):
+    """Rulings made before, asked before anything is spent. It reports its own troubles and never raises for them."""
+
+    async def find(self, request: JudgeRequest | AnswerRequest) -> Verdicts | bool | None:
+        """The ruling on the same content by the same judge; None where there is none."""
+        ...
+
+    async def keep(self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str) -> None:
+        """Remember what `model` ruled."""
+        ...
