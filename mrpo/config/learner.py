@@ -40,7 +40,7 @@ class LearnerConfig:
     adam_betas: tuple[Share, Share] = (0.9, 0.999)
     adam_eps: Positive = 1e-8
     max_grad_norm: Positive = 1.0
-    tokens_per_micro_batch: PositiveInt = 4096  # prompt and completion, padding included
+    tokens_per_micro_batch: PositiveInt = 4096  # of all its samples, prompt and completion; there is no padding
     logprob_chunk_tokens: PositiveInt = 2048  # tokens whose logits exist at one time
     num_threads: NonNegativeInt = 0  # torch threads of a rank on CPU; 0: the machine's cores shared among the ranks
     bucket_mib: Positive = 64.0  # weights are published in buckets of about this size
