@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 EXP ?=
 MODEL ?=
+OUT ?=
 SETS ?=
 ARGS ?=
 INSTALLED := $(VENV)/.installed-$(DEVICE)
@@ -16,10 +17,10 @@ INSTALLED := $(VENV)/.installed-$(DEVICE)
 # Settings may also stand on make's own command line: `make train algorithm=grpo`. What make knows is left out.
 BLANK := $(subst ,, )
 GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where a value holds blanks
-OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS)
+OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
-.PHONY: help setup train ablation data eval report test test-all test-gpu check format bench clean
+.PHONY: help setup train sft models convert ablation data eval report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,8 +39,17 @@ $(INSTALLED): requirements/$(DEVICE).txt pyproject.toml
 train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="learner.lr=1e-5 seed=1"
 	@$(BIN)/python -m mrpo.train $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
 
+sft: setup ## supervised training on gold rationales; EXP=<as for train>, ARGS="sft.lr=1e-5 sft.lora.r=0" (docs/sft.md)
+	@$(BIN)/python -m mrpo.sft $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
+
 ablation: setup ## train the variants of a study and tabulate them; ARGS="study=smoke" (conf/ablation, docs/ablation.md)
 	@$(BIN)/python -m mrpo.ablation $(OVERRIDES)
+
+models: setup ## list the model families, their published checkpoints, licenses and think tags
+	@$(BIN)/python -m mrpo.models
+
+convert: setup ## rewrite InternVL's custom-code layout into the native one, or back; MODEL=<folder or hub id> OUT=<new folder>
+	@$(BIN)/python -m mrpo.convert '$(MODEL)' '$(OUT)' $(ARGS)
 
 eval: setup ## benchmark a model; MODEL=<run or Hugging Face folder> SETS=vqa_rad,slake ARGS="judge=lexical" (docs/evaluation.md)
 	@$(BIN)/python -m mrpo.eval $(if $(MODEL),'benchmark.model=$(MODEL)') $(if $(SETS),'benchmark.sets=[$(SETS)]') $(OVERRIDES)

@@ -30,7 +30,12 @@ from mrpo.eval.intervals import Interval
 from mrpo.eval.summary import EvalSummary
 
 TIME_PARTS = (("rollout", "cyan"), ("judge", "magenta"), ("learn", "yellow"), ("sync", "green"))
-SHOWN = (("reward", "reward/mean"), ("accuracy", "accuracy"), ("early failures", "cascade/early_share"))
+SHOWN = (
+    ("loss", "sft/loss"),
+    ("reward", "reward/mean"),
+    ("accuracy", "accuracy"),
+    ("early failures", "cascade/early_share"),
+)
 RECENT_STEPS = 20  # whose mean duration gives the remaining time
 BAR_WIDTH = 40  # characters
 

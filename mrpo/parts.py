@@ -127,7 +127,7 @@ async def running_evaluation_parts(
         model_folder: the checkpoint; None: no engine is needed.
     """
     async with AsyncExitStack() as stack:
-        answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray)
+        answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray, learner=False)
         rollout: asyncio.Task[VllmRolloutPool] | None = None
         async with first_failure_ends_all() as group:
             judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
@@ -147,25 +147,43 @@ async def _start_common(
     *,
     similarity: Similarity | None,
     after_ray: Callable[[], None],
+    learner: bool = True,
 ) -> AnswerScorer:
     """Ray, and what scores answers."""
-    start_ray(config, console, stack, after_ray=after_ray)
+    start_ray(config, console, stack, after_ray=after_ray, learner=learner)
     if similarity is None and needs_encoder(config.reward):
         with console.stage("BERTScore encoder"):
             similarity = await remote_similarity(config.reward.answer.bertscore)
     return build_answer_scorer(config.reward, similarity)
 
 
-def start_ray(config: Config, console: Console, stack: AsyncExitStack, *, after_ray: Callable[[], None]) -> None:
-    """Start Ray or join the cluster's; `stack` ends it, and what was started and not ended."""
+def start_ray(
+    config: Config,
+    console: Console,
+    stack: AsyncExitStack,
+    *,
+    after_ray: Callable[[], None],
+    learner: bool = True,
+    engines: bool = True,
+) -> None:
+    """Start Ray or join the cluster's; `stack` ends it, and what was started and not ended.
+
+    Args:
+        config: of the run.
+        console: told what starts.
+        stack: of the caller.
+        after_ray: called once Ray is up.
+        learner: whether the cluster must have room for one.
+        engines: whether it must have room for them.
+    """
     stack.callback(end_stray_processes, spare=[child.pid for child in psutil.Process().children(recursive=True)])
     with console.stage("Ray"):
-        _start_ray(config)
+        _start_ray(config, learner=learner, engines=engines)
         stack.callback(_stop_ray)
         after_ray()
 
 
-def _start_ray(config: Config) -> None:
+def _start_ray(config: Config, *, learner: bool, engines: bool) -> None:
     import ray
 
     if config.cluster.address is None:
@@ -179,7 +197,7 @@ def _start_ray(config: Config) -> None:
         )
     else:
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        check_gpus(config, int(ray.cluster_resources().get("GPU", 0)))
+        check_gpus(config, int(ray.cluster_resources().get("GPU", 0)), learner=learner, engines=engines)
 
 
 def _stop_ray() -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from mrpo.config import Config
 from mrpo.console import Console
 from mrpo.data.load import Dataset
-from mrpo.families import Family
 from mrpo.parts import start_ray, warm_policy
 from mrpo.phantom.warm_start import prepare_toy_policy
 
@@ -19,17 +18,38 @@ if TYPE_CHECKING:
     from learner.group import DeepSpeedLearner
 
 
+async def policy_folder(
+    config: Config, dataset: Dataset, console: Console, *, model_folder: Path | None, after_ray: Callable[[], None]
+) -> Path:
+    """The checkpoint to train; a toy's is the one reinforcement starts from, warm-started first where it is not yet.
+
+    Args:
+        config: of the run.
+        dataset: its `warm` scans make the demonstrations of a toy's warm start.
+        console: told what starts.
+        model_folder: None for a toy.
+        after_ray: called once Ray is up (it replaces signal handlers).
+    """
+    if model_folder is not None:
+        return model_folder
+    toy = prepare_toy_policy(config, dataset.warm)
+    if toy.is_warm:
+        return toy.folder
+    async with AsyncExitStack() as stack:
+        start_ray(config, console, stack, engines=False, after_ray=after_ray)
+        return await warm_policy(config, dataset, console)
+
+
 @asynccontextmanager
 async def running_learner(
-    config: Config, dataset: Dataset, console: Console, *, model_folder: Path | None, after_ray: Callable[[], None]
+    config: Config, folder: Path, console: Console, *, after_ray: Callable[[], None]
 ) -> AsyncIterator[DeepSpeedLearner]:
     """Start a learner without engines, judge or reference model; end it on leaving.
 
     Args:
         config: of the run; the adapters are those of `config.sft`.
-        dataset: its `warm` scans make the demonstrations of a toy's warm start.
+        folder: the checkpoint to train.
         console: told what starts.
-        model_folder: the policy's checkpoint; None for a toy, which is warm-started first where it is not yet.
         after_ray: called once Ray is up (it replaces signal handlers).
 
     Raises:
@@ -40,8 +60,7 @@ async def running_learner(
     from learner.spec import spec_of
 
     async with AsyncExitStack() as stack:
-        start_ray(config, console, stack, after_ray=after_ray)
-        folder = await warm_policy(config, dataset, console) if model_folder is None else model_folder
+        start_ray(config, console, stack, engines=False, after_ray=after_ray)
         spec = spec_of(config, str(folder))
         spec = replace(spec, lora=config.sft.lora, loss=replace(spec.loss, beta=0.0))
         with console.stage(f"learner ({config.learner.num_ranks} rank(s), ZeRO-{config.learner.zero_stage})"):
@@ -51,11 +70,13 @@ async def running_learner(
         yield learner
 
 
-def policy_processor(config: Config, dataset: Dataset, model_folder: Path | None) -> tuple[Any, Family]:
-    """Tokenizer and image processor of the policy, as the learner loads them, and its family; Ray is not needed.
+def policy_processor(config: Config, dataset: Dataset, model_folder: Path | None) -> Any:
+    """Tokenizer and image processor of the policy, as the learner loads them; Ray is not needed.
 
     Args:
-        model_folder: see `running_learner`; a toy is built where it is not in the cache, and not yet warm-started.
+        config: of the run.
+        dataset: a toy's tokenizer is made of its `warm` scans.
+        model_folder: None for a toy, which is built where it is not in the cache, and not yet warm-started.
 
     Raises:
         ConfigError: no checkpoint there, or an unsupported family.
@@ -63,5 +84,5 @@ def policy_processor(config: Config, dataset: Dataset, model_folder: Path | None
     from learner.model import family_in, load_processor
 
     folder = str(model_folder or prepare_toy_policy(config, dataset.warm).folder)
-    family = family_in(folder)
-    return load_processor(folder, family), family
+    images = {"max_pixels": config.model.max_pixels, "max_tiles": config.model.max_tiles}
+    return load_processor(folder, family_in(folder), **images)

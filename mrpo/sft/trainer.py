@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,6 @@ class Watcher(Protocol):
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def held_out(self, found: HeldOutLoss) -> None: ...
-
 
 @dataclass(kw_only=True)
 class SupervisedTrainer:
@@ -74,6 +72,7 @@ class SupervisedTrainer:
     learner: SupervisedLearner
     recorder: Recorder
     watchers: Sequence[Watcher]
+    on_held_out: Callable[[HeldOutLoss], None]
     stop: asyncio.Event
     step: int = 0  # optimizer steps done
     _saved_step: int | None = None
@@ -140,8 +139,7 @@ class SupervisedTrainer:
             step=self.step, epoch=epoch, loss=total / num_tokens, num_tokens=num_tokens, num_examples=len(self.held_out)
         )
         write_heldout(self.recorder.path, [*known, found])
-        for watcher in self.watchers:
-            watcher.held_out(found)
+        self.on_held_out(found)
 
     def _refuse_when_stopped(self) -> None:
         if self.stop.is_set():

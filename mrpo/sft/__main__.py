@@ -1,0 +1,269 @@
+"""`python -m mrpo.sft [overrides]`: supervised training on gold rationales, from command line to report.
+
+Exit codes: 0 done, 1 a fault, 2 something the user can mend (one line says what), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrpo.checkpoint_source import local_checkpoint
+from mrpo.choices import Device
+from mrpo.collection import Collector
+from mrpo.command_line import INTERRUPTED, exit_code, quiet_libraries
+from mrpo.compose import compose_config, resume_config
+from mrpo.config import Config, plain
+from mrpo.console import Console
+from mrpo.controller import StopRequested
+from mrpo.data.load import load_dataset
+from mrpo.errors import MRPOError
+from mrpo.judge_permission import require_judge_allowed
+from mrpo.parts import answer_similarity, check_judge_endpoint, running_evaluation_parts
+from mrpo.preflight import check_local_gpus, check_memory
+from mrpo.rewards.scorer import Similarity
+from mrpo.run_folder import RunFolder, check_writable, resumed_run
+from mrpo.run_reading import Checkpoint, RunStatus
+from mrpo.run_session import conclude, judge_requests, open_run, rewind_to_checkpoint
+from mrpo.sft.evaluation import evaluate
+from mrpo.sft.heldout import HeldOutLoss, read_heldout, rewind_heldout
+from mrpo.sft.job import Job, plan_job
+from mrpo.sft.parts import policy_folder, policy_processor, running_learner
+from mrpo.sft.settings import DEFAULTS, SUFFIX, is_evaluated, require_supervised, supervised
+from mrpo.sft.tokens import check_demonstrations
+from mrpo.sft.trainer import SupervisedTrainer
+from mrpo.tracking import Tracker, make_tracker
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one supervised training; returns the exit code."""
+    return exit_code(lambda: _sft(arguments))
+
+
+def _sft(arguments: Sequence[str]) -> int:
+    started = time.time()
+    config = configure(arguments)
+    if config.cluster.device == Device.CPU:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches, and says so on the console
+    check_writable(config.runs_dir)
+    check_memory(config)
+    check_local_gpus(config, engines=False)
+    model_folder = None if config.model.path is None else local_checkpoint(config.model)
+    similarity: Similarity | None = None
+    if is_evaluated(config):
+        check_local_gpus(config, learner=False)
+        check_judge_endpoint(config)
+        similarity = answer_similarity(config)
+    dataset = load_dataset(config)
+    require_judge_allowed(dataset.test, config.judge)
+    job = plan_job(config, dataset, model_folder)
+    with Console(job.order.num_steps) as console:
+        console.route_logs()
+        for line in job.notices:
+            console.note(line)
+        _check_lengths(job, model_folder, console)
+        return asyncio.run(_Run(job, similarity, model_folder, console, started).execute())
+
+
+def configure(arguments: Sequence[str]) -> Config:
+    """The configuration the command line asks for; that of the named run when it resumes one.
+
+    Raises:
+        ConfigError: see `mrpo.compose` and `mrpo.sft.settings`; also where there is nothing to resume.
+    """
+    config = compose_config([*DEFAULTS, *arguments], adjust=supervised)
+    if config.resume is None:
+        return config
+    run = resumed_run(config.resume, config.runs_dir, config.experiment)
+    require_supervised(run)
+    return resume_config(run, [item for item in arguments if not item.startswith("experiment=")], adjust=supervised)
+
+
+def _check_lengths(job: Job, model_folder: Path | None, console: Console) -> None:
+    """Refuse what training would stumble over hours later."""
+    shown = [*job.train.shown, *job.held_out.shown]
+    with console.stage(f"length of {len(shown)} demonstrations"):
+        longest = check_demonstrations(
+            shown,
+            policy_processor(job.config, job.dataset, model_folder),
+            job.family,
+            max_pixels=job.config.model.max_pixels,
+            terse=job.config.model.terse_prompt,
+            tokens_per_micro_batch=job.config.learner.tokens_per_micro_batch,
+        )
+    console.note(
+        f"{len(job.train.shown)} demonstrations, {job.order.num_epochs} epochs of {job.order.steps_per_epoch} steps; "
+        f"the longest has {longest} tokens"
+    )
+
+
+class _Run:
+    """One run from start to report, with its signals."""
+
+    def __init__(
+        self, job: Job, similarity: Similarity | None, model_folder: Path | None, console: Console, started: float
+    ) -> None:
+        self.job = job
+        self.config = job.config
+        self.similarity = similarity
+        self.model_folder = model_folder
+        self.console = console
+        self.started = started
+        self.stop = asyncio.Event()
+        self.training = False
+
+    async def execute(self) -> int:
+        """Train in a new or resumed run folder; the report is written however training ends."""
+        config = self.config
+        with open_run(config) as run:
+            self.console.note(f"run folder: {run.path}")
+            try:
+                tracker = make_tracker(
+                    config.wandb, folder=run.path, experiment=config.experiment, config_tree=plain(config)
+                )
+                code = 1
+                try:
+                    code = await self._train(run, tracker)
+                finally:
+                    tracker.finish(failed=code == 1)
+            except MRPOError as error:
+                run.set_status(RunStatus.INTERRUPTED, str(error))
+                raise
+            finally:
+                conclude(run, self.console, started=self.started)
+            self._show_way_on(run, code)
+            return code
+
+    async def _train(self, run: RunFolder, tracker: Tracker) -> int:
+        """The phases of a run, each with the machine to itself."""
+        self._catch_signals()
+        (run.path / "logs").mkdir(exist_ok=True)
+        checkpoint = rewind_to_checkpoint(run, self.config, self.console)
+        step = checkpoint.step if checkpoint else 0
+        rewind_heldout(run.path, step)
+        try:
+            folder = await policy_folder(
+                self.config,
+                self.job.dataset,
+                self.console,
+                model_folder=self.model_folder,
+                after_ray=self._catch_signals,
+            )
+            if self.config.eval.before and not run.has_evaluation("before"):
+                await self._evaluate("before", folder, run, tracker, step=0)
+            if not self._is_trained(run, step):
+                await self._learn(folder, checkpoint, run, tracker)
+            last = run.latest_checkpoint()
+            assert last is not None, "training ends with a checkpoint"
+            if self.config.eval.after:
+                await self._evaluate("after", last.path / "hf", run, tracker, step=last.step)
+        except StopRequested as stopped:
+            run.set_status(RunStatus.INTERRUPTED, str(stopped))
+            self.console.note(str(stopped))
+            return INTERRUPTED
+        except asyncio.CancelledError:
+            if not self.stop.is_set():
+                raise
+            run.set_status(RunStatus.INTERRUPTED, "stopped by the user")
+            return INTERRUPTED
+        run.set_status(RunStatus.FINISHED)
+        return 0
+
+    def _is_trained(self, run: RunFolder, step: int) -> bool:
+        measured = not self.job.held_out.shown or any(item.step == step for item in read_heldout(run.path))
+        return step >= self.job.order.num_steps and measured
+
+    async def _learn(self, folder: Path, checkpoint: Checkpoint | None, run: RunFolder, tracker: Tracker) -> None:
+        def on_held_out(found: HeldOutLoss) -> None:
+            self.console.note(
+                f"held-out loss after {found.epoch} of {self.job.order.num_epochs} epochs: {found.loss:.4f} nats a "
+                f"token ({found.num_examples} questions)"
+            )
+            tracker.step(found.step, {"heldout/loss": found.loss})
+
+        async with running_learner(self.config, folder, self.console, after_ray=self._catch_signals) as learner:
+            if checkpoint is not None:
+                await learner.load(str(checkpoint.path))
+            trainer = SupervisedTrainer(
+                config=self.config,
+                order=self.job.order,
+                train=self.job.train.samples,
+                held_out=self.job.held_out.samples,
+                learner=learner,
+                recorder=run,
+                watchers=[self.console, tracker],
+                on_held_out=on_held_out,
+                stop=self.stop,
+                step=checkpoint.step if checkpoint else 0,
+            )
+            self.training = True
+            await trainer.run()
+            self.training = False
+
+    async def _evaluate(self, name: str, folder: Path, run: RunFolder, tracker: Tracker, *, step: int) -> None:
+        """Start engines and judge for one evaluation; the learner's memory is free then."""
+        async with running_evaluation_parts(
+            self.config,
+            self.console,
+            model_folder=folder,
+            similarity=self.similarity,
+            judge_requests_spent=judge_requests(run),
+            log_dir=run.path / "logs",
+            after_ray=self._catch_signals,
+        ) as parts:
+            assert parts.rollout is not None
+            collector = Collector(
+                rollout=parts.rollout,
+                judge=parts.judge,
+                answers=parts.answers,
+                answer_kind=self.config.reward.answer.kind,
+            )
+            questions = self.job.dataset.test
+            with self.console.stage(f"evaluation {name}: {len(questions)} questions"):
+                await evaluate(
+                    name,
+                    questions,
+                    collector,
+                    self.config,
+                    step=step,
+                    recorder=run,
+                    watchers=[self.console, tracker],
+                )
+
+    def _catch_signals(self) -> None:
+        """The first signal ends the run in order, a second one at once."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def on_signal() -> None:
+            if self.training and not self.stop.is_set():
+                self.console.note("stopping: after the step in hand, a checkpoint is saved …")
+            else:
+                task.cancel()
+            self.stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+
+    def _show_way_on(self, run: RunFolder, code: int) -> None:
+        """The commands that take what this one made."""
+        last = run.latest_checkpoint()
+        if last is None:
+            return
+        experiment = self.config.experiment.removesuffix(SUFFIX)
+        named = "" if experiment == "phantom" else f"EXP={experiment} "
+        if code:
+            self.console.note(f'go on with: make sft ARGS="resume={run.path}"')
+            return
+        self.console.note(f'reinforcement from here: make train {named}ARGS="model.path={last.path / "hf"}"')
+        self.console.note(f"benchmarks: make eval MODEL={run.path} SETS=<prepared sets>")
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    sys.exit(main(sys.argv[1:]))
