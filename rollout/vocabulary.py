@@ -41,6 +41,8 @@ def vocabulary_of(tokenizer: Any, family: Family, vocab_size: int) -> Vocabulary
     silent = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     pieces = [b""] * vocab_size
     for token, index in tokenizer.get_vocab().items():
+        if index >= vocab_size:
+            continue  # InternVL3's video token has no row in the model, which can neither read nor emit it
         if token in added:
             pieces[index] = b"" if token in silent else token.encode()
             continue
@@ -50,7 +52,7 @@ def vocabulary_of(tokenizer: Any, family: Family, vocab_size: int) -> Vocabulary
             raise ConfigError(f"token {token!r} is not byte-level BPE, which step spans rely on") from None
     tags = {f"<{slash}{name}>" for name in (family.think_tag, "answer") for slash in ("", "/")}
     allowed = tags | {family.end_of_turn}
-    banned = {index for token, index in added.items() if token not in allowed}
+    banned = {index for token, index in added.items() if token not in allowed and index < vocab_size}
     banned.update(range(len(tokenizer), vocab_size))
     return Vocabulary(
         pieces=pieces,

@@ -68,6 +68,12 @@ def test_every_added_token_but_end_of_turn_is_banned_and_so_is_the_padding() -> 
     assert result.banned == [5, 6, 7, 8]
 
 
+def test_tokens_beyond_the_models_vocabulary_are_left_out() -> None:
+    result = vocabulary_of(tokenizer(plain=["<tool_call>"]), QWEN, vocab_size=6)
+    assert result.pieces == [b"a", b" b", b"\xc3", b"\xa9", b"", b""]
+    assert result.banned == [5]
+
+
 def test_the_familys_own_tags_stay_allowed_where_the_tokenizer_owns_them() -> None:
     plain = ["<think>", "</think>"]
     assert vocabulary_of(tokenizer(plain=plain), QWEN, vocab_size=8).banned == [5]
