@@ -2,55 +2,70 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from mrpo.checkpoint_checks import check_checkpoint
+from mrpo.checkpoint_checks import model_type_of as written_model_type
 from mrpo.config import ModelConfig
 from mrpo.errors import ConfigError
 from mrpo.families import family_of
 
+# Weights in safetensors and what describes them: no pickles, no code, no copies in other formats.
+NEEDED = ("*.json", "*.jinja", "*.txt", "*.safetensors", "LICENSE*", "NOTICE*", "README.md")
+UNNEEDED = ("*/*",)  # nor folders, which hold other formats
+
 
 def local_checkpoint(model: ModelConfig) -> Path:
-    """The folder of `model.path`; a hub id is looked up in the hub's local cache and fetched where it is not there.
+    """The folder of `model.path`, with everything checked that can be without loading it.
+
+    A hub id is looked up in the hub's local cache and fetched where it is not there.
 
     Raises:
-        ConfigError: neither a folder nor to be had from the hub, no `config.json`, or an unsupported family.
+        ConfigError: neither a folder nor to be had from the hub, an unsupported layout, another family than
+            `model.family`, or files of processor or tokenizer that are absent.
+        DataError: damaged or missing weights.
     """
     assert model.path is not None
-    folder = Path(model.path).expanduser()
-    if not folder.is_dir():
-        folder = _from_hub(model)
-    model_type_of(folder)
-    return folder.resolve()
+    folder = checkpoint_folder(model.path, revision=model.revision, setting="model.path")
+    check_checkpoint(folder, expected=None if model.family is None else model.family.value)
+    return folder
 
 
 def model_type_of(folder: Path) -> str:
     """The Hugging Face `model_type` of a checkpoint; a row of `mrpo.families`.
 
     Raises:
-        ConfigError: no readable `config.json`, or an unsupported family.
+        ConfigError: no readable `config.json`, or an unsupported family or layout.
     """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no model at {file}: {error}; give model.path a Hugging Face model folder") from None
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(model_type, str):
-        raise ConfigError(f"{file} names no model_type; give model.path a Hugging Face model folder")
-    return family_of(model_type).model_type
+    return family_of(written_model_type(folder), folder).model_type
 
 
-def _from_hub(model: ModelConfig) -> Path:
+def checkpoint_folder(path: str, *, revision: str | None, setting: str) -> Path:
+    """The folder a path or hub id means; nothing in it is looked at.
+
+    Args:
+        path: a folder, or a hub id such as `Qwen/Qwen3-VL-8B-Instruct`.
+        revision: branch, tag or commit on the hub; None is its main branch.
+        setting: what `path` was given as, for the message.
+
+    Raises:
+        ConfigError: neither a folder nor to be had from the hub.
+    """
+    folder = Path(path).expanduser()
+    return folder.resolve() if folder.is_dir() else _from_hub(path, revision, setting)
+
+
+def _from_hub(path: str, revision: str | None, setting: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    assert model.path is not None
     try:
-        return Path(snapshot_download(model.path, revision=model.revision))
+        return Path(
+            snapshot_download(path, revision=revision, allow_patterns=list(NEEDED), ignore_patterns=list(UNNEEDED))
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"model.path={model.path} is no folder here and cannot be had from the Hugging Face hub ({reason}); "
-            "copy the checkpoint to this machine and set model.path=<folder>"
+            f"{setting}={path} is no folder here and cannot be had from the Hugging Face hub ({reason}); "
+            f"copy the checkpoint to this machine and set {setting}=<folder>"
         ) from None

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mrpo.errors import ConfigError
+
+CUSTOM_LAYOUT = "internvl_chat"  # model type of InternVL checkpoints that bring their own code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A checkpoint on the Hugging Face hub, as `make models` shows it."""
+
+    hub_id: str
+    license: str  # as its model card and repository state it; a person reads them before use
+    experiment: str | None = None  # the file of conf/experiment that starts from it
+    convert: bool = False  # in the custom-code layout, which `make convert` rewrites
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +36,14 @@ class Family:
     projector_prefixes: tuple[str, ...]  # of what brings its features to the language model
     pixel_inputs: tuple[str, ...]  # outputs of the image processor that the forward pass takes
     lora_targets: tuple[str, ...]
+    processor_files: tuple[str, ...]  # a checkpoint has at least one of these, with the image processor's settings
+    published: tuple[Published, ...]
 
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+APACHE = "Apache-2.0"
+# The cards of InternVL3 name the "Qwen License" for this part; Qwen published Qwen2.5-7B under Apache-2.0.
+INTERNVL_LICENSE = "MIT; language model Qwen2.5-7B: Apache-2.0 (the card says Qwen License)"
 QWEN_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 FAMILIES: dict[str, Family] = {
@@ -41,6 +61,8 @@ FAMILIES: dict[str, Family] = {
             projector_prefixes=("model.visual.merger.",),
             pixel_inputs=("pixel_values", "image_grid_thw"),
             lora_targets=QWEN_LORA_TARGETS,
+            processor_files=PROCESSOR_FILES,
+            published=(Published(hub_id="Qwen/Qwen2.5-VL-7B-Instruct", license=APACHE, experiment="qwen2_5_vl"),),
         ),
         Family(
             model_type="qwen3_vl",
@@ -54,6 +76,8 @@ FAMILIES: dict[str, Family] = {
             projector_prefixes=("model.visual.merger.", "model.visual.deepstack_merger_list."),
             pixel_inputs=("pixel_values", "image_grid_thw"),
             lora_targets=QWEN_LORA_TARGETS,
+            processor_files=PROCESSOR_FILES,
+            published=(Published(hub_id="Qwen/Qwen3-VL-8B-Instruct", license=APACHE, experiment="qwen3_vl"),),
         ),
         Family(
             model_type="internvl",
@@ -67,21 +91,42 @@ FAMILIES: dict[str, Family] = {
             projector_prefixes=("model.multi_modal_projector.",),
             pixel_inputs=("pixel_values",),
             lora_targets=QWEN_LORA_TARGETS,
+            processor_files=PROCESSOR_FILES,
+            published=(
+                Published(
+                    hub_id="OpenGVLab/InternVL3-8B-hf",
+                    license=INTERNVL_LICENSE,
+                    experiment="internvl3",
+                    note="after preference tuning (MPO): not the paper's starting point",
+                ),
+                Published(
+                    hub_id="OpenGVLab/InternVL3-8B-Instruct",
+                    license=INTERNVL_LICENSE,
+                    experiment="internvl3",
+                    convert=True,
+                    note="the paper's",
+                ),
+            ),
         ),
     )
 }
 
 
-def family_of(model_type: str) -> Family:
+def family_of(model_type: str, folder: Path | None = None) -> Family:
     """The row of a Hugging Face `model_type`.
 
+    Args:
+        model_type: as `config.json` names it.
+        folder: the checkpoint, where one is at hand; for the message only.
+
     Raises:
-        ConfigError: the family is unknown; the message lists the known ones.
+        ConfigError: the family is unknown, or the layout needs a conversion; the message says what to do.
     """
-    if model_type == "internvl_chat":
+    if model_type == CUSTOM_LAYOUT:
+        path = "<folder>" if folder is None else str(folder)
         raise ConfigError(
-            "model type 'internvl_chat' is InternVL's custom-code layout, whose code is never executed here; "
-            "use a native checkpoint (model type 'internvl', e.g. OpenGVLab/InternVL3-8B-hf)"
+            f"{path} is in InternVL's custom-code layout (model type {CUSTOM_LAYOUT!r}), whose code is never run here; "
+            f"rewrite it with: make convert MODEL={path} OUT={path}-native"
         )
     if model_type not in FAMILIES:
         raise ConfigError(f"model type {model_type!r} is not supported; known families: {', '.join(FAMILIES)}")

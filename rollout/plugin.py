@@ -6,8 +6,11 @@ SHM_BACKEND = "shm"
 
 
 def register() -> None:
-    """Make the `shm` weight-transfer backend known. Safe to call again: vLLM calls plugins more than once a process."""
+    """Make the `shm` weight transfer and InternVL's custom layout known; vLLM calls this more than once a process."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+    from rollout import internvl_chat_config
+
+    internvl_chat_config.register()
     if SHM_BACKEND not in WeightTransferEngineFactory._registry:  # it has no public question for this
         WeightTransferEngineFactory.register_engine(SHM_BACKEND, "rollout.weight_receiver", "ShmWeightTransferEngine")

@@ -41,6 +41,7 @@ class ModelConfig:
 
     path: str | None = None  # Hugging Face folder or hub id; null builds a toy
     revision: str | None = None
+    family: ToyFamily | None = None  # what the checkpoint of path must be; null: whatever it is
     toy_family: ToyFamily = ToyFamily.QWEN2_5_VL
     terse_prompt: bool = True  # bare question; real models need the full instruction (false)
     freeze_vision_tower: bool = False

@@ -29,6 +29,7 @@ from mrpo.rows import read_rows, write_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import BestStep
 from mrpo.types import AnswerRequest, Example, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
+from tests.unit.checkpoint_folders import write_checkpoint
 from tests.unit.evaluation_world import make_facts, make_row
 from tests.unit.fakes import FakeJudge
 
@@ -359,8 +360,7 @@ def test_whatever_a_policy_was_trained_by_it_is_measured_without_a_judge(algorit
     prepared(tmp_path)
     trained = plain(compose_config([f"algorithm={algorithm}", "judge.noise=0.1"]))
     with RunFolder.create(tmp_path, "phantom", trained) as folder, folder.checkpoint(1) as target:
-        (target / "hf").mkdir()
-        (target / "hf" / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+        write_checkpoint(target / "hf")
     model = f"benchmark.model={folder.path}"
     config = prepare_job([f"benchmark.root={tmp_path}", model, "benchmark.sets=[vqa_rad]"]).config
     assert config.judge.kind == JudgeKind.NONE

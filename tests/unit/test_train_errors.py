@@ -145,7 +145,8 @@ def test_no_model_at_its_path(content: str | None, capfd: pytest.CaptureFixture[
 
 def test_custom_code_checkpoint(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "internvl_chat"}')
-    expect_error(capfd, [f"model.path={tmp_path}", f"runs_dir={tmp_path}"], "internvl_chat", "never executed")
+    command = f"make convert MODEL={tmp_path} OUT={tmp_path}-native"
+    expect_error(capfd, [f"model.path={tmp_path}", f"runs_dir={tmp_path}"], "internvl_chat", command)
 
 
 def test_no_network_for_a_hub_id(
