@@ -65,7 +65,7 @@ MOVABLE = ("data.root", "reward.answer.bertscore.placement", "reward.answer.bert
 
 def choices(group: str) -> list[str]:
     """The files of a configuration group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def compose_config(overrides: Sequence[str], *, adjust: Adjust | None = None) -> Config:
