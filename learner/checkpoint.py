@@ -1,10 +1,14 @@
 """The learner's state on disk: safetensors and JSON by parameter name, so that any number of ranks and any ZeRO stage
 can resume from it, and nothing in it is ever unpickled.
 
-    learner/state.json                    counters, file hashes
-    learner/{weights,exp_avg,exp_avg_sq,reference}-*.safetensors       full float32 tensors
+    learner/state.json                    counters, file hashes; adapter settings and the hash of frozen weights
+    learner/{weights,exp_avg,exp_avg_sq}-*.safetensors     of trained weights: full float32 tensors
+    learner/reference-*.safetensors       weights of the reference, where it is a copy
     learner/rng.safetensors               generator states of rank 0
-    hf/                                   a Hugging Face folder that transformers and vLLM load
+    hf/                                   a Hugging Face folder that transformers and vLLM load, adapters merged
+    adapter/                              under LoRA: the adapters as PEFT writes them, for PEFT and vLLM
+
+Frozen weights are not in the state: they come from the model that the run started from, which must be the same again.
 
 Every rank calls `save` and `load`, because reading a full tensor is a collective; rank 0 alone touches the folder.
 """
@@ -23,17 +27,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from learner.frozen_hash import frozen_hash
 from learner.hf_folder import save_hf_folder
+from learner.lora import write_adapter
 from learner.optimizer import MOMENTS
-from learner.partitioned import full_shape, gathered
+from learner.partitioned import full_shape, gathered, whole_copy
 from learner.rank import Rank
+from learner.reference import Reference
 from learner.tensor_files import check_hashes, file_hash, read_tensors, write_tensors
 from mrpo.atomic import fsync
 from mrpo.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 holds frozen weights too, and no adapters
 STATE_FOLDER = "learner"
 HF_FOLDER = "hf"
+ADAPTER_FOLDER = "adapter"
 STATE_FILE = "state.json"
 RNG_FILE = "rng.safetensors"
 
@@ -43,8 +51,9 @@ def save(rank: Rank, folder: Path) -> None:
     state_folder = folder / STATE_FOLDER
     parts: dict[str, Iterable[tuple[str, Tensor]]] = {"weights": _weights(rank)}
     parts |= {name: _moments(rank, name) for name in MOMENTS}
-    if rank.reference is not None:
+    if isinstance(rank.reference, Reference):
         parts["reference"] = _plain_weights(rank.reference.model)
+    frozen = frozen_hash(rank)
     if rank.rank == 0:
         state_folder.mkdir()
         files = {stem: write_tensors(state_folder, stem, tensors) for stem, tensors in parts.items()}
@@ -56,6 +65,8 @@ def save(rank: Rank, folder: Path) -> None:
             "format_version": FORMAT_VERSION,
             "num_steps": rank.num_steps,
             "num_adam_steps": rank.optimizer.num_steps,
+            "lora": _lora_settings(rank),
+            "frozen_weights": frozen,
             "files": files,
         })  # fmt: skip
     else:
@@ -63,6 +74,8 @@ def save(rank: Rank, folder: Path) -> None:
             for _ in tensors:
                 pass
     save_hf_folder(rank, folder / HF_FOLDER)
+    if rank.adapters is not None:
+        write_adapter(rank, folder / ADAPTER_FOLDER)
     if rank.world_size > 1:
         dist.barrier()
 
@@ -71,26 +84,28 @@ def load(rank: Rank, folder: Path) -> None:
     """Restore what `save` wrote; the number of ranks and the ZeRO stage may differ from those that saved.
 
     Raises:
-        DataError: no checkpoint there, a damaged file, or one of another model.
+        DataError: no checkpoint there, a damaged file, or one of another model or of other adapters.
     """
     state_folder = folder / STATE_FOLDER
     state = _read_state(state_folder / STATE_FILE)
     for hashes in state["files"].values():
         check_hashes(state_folder, hashes)
-    trained = dict(rank.model.named_parameters())
+    _check_lora(rank, state, folder)
+    _check_frozen(rank, state, folder)
+    parameters = dict(rank.model.named_parameters())
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     files = {stem: list(hashes) for stem, hashes in state["files"].items()}
-    for name, value in _matching(state_folder, files["weights"], trained):
-        parameter = trained[name]
-        if parameter.requires_grad:
-            rank.optimizer.set_master(parameter, value)
-        _set_weight(parameter, value)
+    held = trained if state["format_version"] > 1 else parameters
+    for name, value in _matching(state_folder, files["weights"], held):
+        if name in trained:
+            rank.optimizer.set_master(trained[name], value)
+        _set_weight(parameters[name], value)
     for moment in MOMENTS:
-        wanted = {name: parameter for name, parameter in trained.items() if parameter.requires_grad}
-        for name, value in _matching(state_folder, files[moment], wanted):
-            rank.optimizer.set_moment(wanted[name], moment, value)
+        for name, value in _matching(state_folder, files[moment], trained):
+            rank.optimizer.set_moment(trained[name], moment, value)
     rank.optimizer.set_num_steps(state["num_adam_steps"])
     rank.optimizer.sync_model()
-    if rank.reference is not None:
+    if isinstance(rank.reference, Reference):
         frozen = dict(rank.reference.model.named_parameters())
         if "reference" not in files:
             raise DataError(
@@ -105,13 +120,47 @@ def load(rank: Rank, folder: Path) -> None:
         dist.barrier()
 
 
+def _lora_settings(rank: Rank) -> dict[str, Any] | None:
+    """What must be alike when a run goes on; dropout may change."""
+    if rank.adapters is None:
+        return None
+    config = rank.adapters.config
+    return {"r": config.r, "alpha": config.alpha, "targets": list(rank.adapters.targets)}
+
+
+def _check_lora(rank: Rank, state: dict[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint of other adapters, or of none."""
+    saved = state["lora"] if state["format_version"] > 1 else None
+    asked = _lora_settings(rank)
+    if saved != asked:
+        raise DataError(
+            f"checkpoint {folder} was trained with {_described(saved)}, this run with {_described(asked)}; resume with "
+            "lora.r, lora.alpha and lora.targets as they were, or start anew from its hf/ folder"
+        )
+
+
+def _described(lora: dict[str, Any] | None) -> str:
+    if lora is None:
+        return "no adapters (r=0)"
+    return f"adapters of r={lora['r']}, alpha={lora['alpha']:g} on {', '.join(lora['targets'])}"
+
+
+def _check_frozen(rank: Rank, state: dict[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint that was trained on top of other frozen weights."""
+    if state["format_version"] == 1:
+        rank.frozen_hash = None  # the frozen weights come from the checkpoint
+    elif state["frozen_weights"] != frozen_hash(rank):
+        raise DataError(
+            f"checkpoint {folder} was trained on other frozen weights than those of {rank.spec.model_folder}; resume "
+            "with the model it started from (model.path, model.revision) and with the same parts of it frozen"
+        )
+
+
 def _weights(rank: Rank) -> Iterator[tuple[str, Tensor]]:
-    """Master weights of trained parameters, plain weights of frozen ones."""
+    """Master weights of trained parameters."""
     for name, parameter in rank.model.named_parameters():
         if parameter.requires_grad:
             yield name, rank.optimizer.master(parameter)
-        else:
-            yield from _plain_weight(name, parameter)
 
 
 def _moments(rank: Rank, moment: str) -> Iterator[tuple[str, Tensor]]:
@@ -122,13 +171,7 @@ def _moments(rank: Rank, moment: str) -> Iterator[tuple[str, Tensor]]:
 
 def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
-        yield from _plain_weight(name, parameter)
-
-
-def _plain_weight(name: str, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
-    with gathered(parameter):
-        tensor = parameter.detach().clone()
-    yield name, tensor
+        yield name, whole_copy(parameter)
 
 
 def _set_weight(parameter: nn.Parameter, value: Tensor) -> None:
@@ -167,8 +210,10 @@ def _read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"checkpoint file {path} is not JSON ({error}); resume from an earlier checkpoint") from error
-    if state["format_version"] != FORMAT_VERSION:
-        raise DataError(f"{path} has format version {state['format_version']}, this program reads {FORMAT_VERSION}")
+    if state["format_version"] not in (1, FORMAT_VERSION):
+        raise DataError(
+            f"{path} has format version {state['format_version']}, this program reads 1 and {FORMAT_VERSION}"
+        )
     return state
 
 

@@ -9,6 +9,7 @@ Letters: r rank, I and O inputs and outputs of a layer. W [O, I] base weight, A 
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,10 @@ class TrainingDropout(nn.Dropout):
     """Dropout only where a gradient will be taken: scoring, the parity gate and the reference see none of it.
 
     Gradient checkpointing computes with gradients both times, and with the same random numbers (it is not re-entrant).
+
+    A reinforcement step measures its ratio from its own forward pass, so that the ratio is 1 whatever is dropped. The
+    off-policy weights and the KL compare that pass with the sampler's and the reference's log-probs, which know no
+    dropout: they take its noise for a difference. `learner.lora.dropout=0` spares them that.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -147,6 +152,12 @@ def plain_parameters(model: nn.Module, adapters: Adapters | None) -> Iterator[tu
             yield name, parameter, None
         else:
             yield f"{layer}.{leaf}", parameter, layer if leaf == "weight" else None
+
+
+def seed_dropout(rank: Rank) -> None:
+    """Seed what this step's dropout draws, from seed, step and rank: a resumed run draws what it would have drawn."""
+    key = f"{rank.spec.seed}/{rank.num_steps}/{rank.rank}"
+    torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
 
 
 def write_adapter(rank: Rank, folder: Path) -> int:

@@ -16,10 +16,11 @@ import torch
 from learner.distributed import threads_of_rank
 from learner.images import ImageStore
 from learner.inputs import InputBuilder
+from learner.lora import Adapters, add_adapters
 from learner.model import family_in, freeze_vision, load_model, load_processor, torch_dtype
 from learner.optimizer import OptimizerState, make_optimizer
 from learner.policy import Policy
-from learner.reference import Reference
+from learner.reference import BaseReference, Reference
 from learner.spec import LearnerSpec
 from learner.weight_source import WeightSource
 from learner.zero_config import reference_config, zero_config
@@ -39,11 +40,13 @@ class Rank:
     policy: Policy
     engine: Any  # DeepSpeed's wrapper of `policy`
     optimizer: OptimizerState
-    reference: Reference | None
+    adapters: Adapters | None  # None: full fine-tuning
+    reference: Reference | BaseReference | None
     images: ImageStore
     inputs: InputBuilder
     source: WeightSource
     num_steps: int = 0  # optimizer steps of the run, without the warm start
+    frozen_hash: str | None = None  # kept by `learner.frozen_hash`
 
     @property
     def model(self) -> Any:
@@ -52,7 +55,7 @@ class Rank:
 
 
 def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.device) -> Rank:
-    """Load the model, hand it to DeepSpeed and make the reference.
+    """Load the model, put adapters on it where `spec.lora` asks for them, hand it to DeepSpeed and make the reference.
 
     Raises:
         ConfigError: unsupported family, dtype or combination of settings.
@@ -80,16 +83,19 @@ def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.d
         return Policy(model, chunk_tokens=learner.logprob_chunk_tokens)
 
     policy = load()
-    reference = None
-    if spec.loss.beta > 0.0:
+    adapters = add_adapters(policy.model, family, spec.lora)
+    reference: Reference | BaseReference | None = None
+    if spec.loss.beta > 0.0 and adapters is None:
         reference = Reference(
             load() if partitioned else copy.deepcopy(policy),
             config=reference_config(learner, **options) if partitioned else None,
         )
     freeze_vision(policy.model, family, tower=spec.freeze_vision_tower, projector=spec.freeze_projector)
-    source = WeightSource(policy.model)
+    source = WeightSource(policy.model, adapters)
     engine, *_ = deepspeed.initialize(model=policy, optimizer=make_optimizer(policy, learner), config=config)
-    processor = load_processor(spec.model_folder, family)
+    if spec.loss.beta > 0.0 and adapters is not None:
+        reference = BaseReference(adapters, engine)
+    processor = load_processor(spec.model_folder, family, max_pixels=spec.max_pixels, max_tiles=spec.max_tiles)
     images = ImageStore(processor, family, max_pixels=spec.max_pixels)
     return Rank(
         spec=spec,
@@ -101,6 +107,7 @@ def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.d
         policy=policy,
         engine=engine,
         optimizer=OptimizerState(engine, learner.zero_stage),
+        adapters=adapters,
         reference=reference,
         images=images,
         inputs=InputBuilder(policy.model, images),

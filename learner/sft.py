@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -14,6 +13,7 @@ import torch
 from torch import distributed as dist
 
 from learner.inputs import Sample
+from learner.lora import seed_dropout
 from learner.rank import Rank
 from learner.schedule import WARM_START_WARMUP_SHARE, sft_lr
 from learner.step import all_reduce, apply_update, grad_norm, plan_own
@@ -59,7 +59,7 @@ class Supervision:
         """
         started = time.perf_counter()
         rank = self.rank
-        _seed_dropout(rank)
+        seed_dropout(rank)
         rate = sft_lr(rank.num_steps, num_steps=num_steps, peak=lr, warmup_share=warmup_share)
         samples = self.tokenize(examples)
         loss, num_micro_batches = self._update(samples, rate)
@@ -184,12 +184,6 @@ def _draw(num_examples: int, num_draws: int, seed: int) -> list[int]:
     generator = np.random.default_rng(seed)
     passes = [generator.permutation(num_examples) for _ in range(-(-num_draws // num_examples))]
     return [int(index) for index in np.concatenate(passes)[:num_draws]]
-
-
-def _seed_dropout(rank: Rank) -> None:
-    """Ranks draw apart from each other, and each as it would have without an interruption."""
-    key = f"{rank.spec.seed}/{rank.num_steps}/{rank.rank}"
-    torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
 
 
 def _num_targets(samples: Sequence[Sample]) -> int:

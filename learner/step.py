@@ -14,6 +14,7 @@ from torch import distributed as dist
 
 from learner.agreement import together
 from learner.inputs import MicroBatch, Sample
+from learner.lora import seed_dropout
 from learner.rank import Rank
 from learner.schedule import scheduled_lr
 from mrpo.batching import plan_micro_batches
@@ -70,6 +71,7 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
     num_micro_batches = 0
     parts = [[kept[index] for index in indices] for indices in plan_own(rank, kept)]
     together(rank.world_size, lambda: rank.inputs.check([sample for part in parts for sample in part]))
+    seed_dropout(rank)
     for part in parts:
         num_micro_batches += 1
         batch = rank.inputs.build(part or kept[:1]).to(rank.device)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from learner_world import FAMILIES, build_world, completions, make, spec
+from learner_world import FAMILIES, build_world, completions, make, spec, to_score
 from safetensors.torch import load_file
 
 from learner import hf_folder
 from learner.checkpoint import load, save
-from learner.step import train_step
+from learner.step import score, train_step
 from mrpo.config import LossConfig
 from mrpo.errors import DataError
 from mrpo.families import family_of
@@ -89,7 +89,7 @@ def test_bfloat16_keeps_its_float32_master_weights(world: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_hf_folder_is_what_save_pretrained_writes(world: Path, tmp_path: Path, family: str) -> None:
-    """Names, values, and logits of the model that transformers loads from it."""
+    """Names, values, and log-probs of the model that transformers loads from it."""
     rank = make(spec(world, family, zero_stage=3))
     train_step(rank, completions(world, family), progress=0.0)
     save(rank, tmp_path)
@@ -108,8 +108,10 @@ def test_the_hf_folder_is_what_save_pretrained_writes(world: Path, tmp_path: Pat
     pixels = rank.images.get([sample.image])[sample.image].tensors
     types = {"mm_token_type_ids": (ids == loaded.config.image_token_id).int()} if len(pixels) > 1 else {}
     with torch.no_grad():
-        logits = [model(input_ids=ids, **pixels, **types).logits for model in (rank.model, loaded)]
-    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
+        logits = loaded(input_ids=ids, **pixels, **types).logits
+    start = len(sample.prompt_token_ids)
+    expected = logits[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(score(rank, to_score([sample]))[0]), expected, atol=1e-5, rtol=0)
 
 
 def test_large_weights_are_split_and_indexed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
