@@ -37,7 +37,12 @@ def draw_curves(run: RunData, summaries: Mapping[str, EvalSummary]) -> list[Line
     early = [Series(label="sampled", points=run.series("cascade/early_share"), style="a")]
     rewards = [Series(label=label, points=run.series(metric), style=style) for metric, label, style in REWARDS]
     times = [Series(label=part, points=run.series(f"time/{part}_s"), style=part) for part in TIME_PARTS]
-    plots = [line_plot("Accuracy", sampled, unit="share right", marks=accuracy_marks, is_share=True)]
+    losses = [
+        Series(label="shown", points=run.series("sft/loss"), style="a"),
+        Series(label="held out", points=[(float(item.step), item.loss) for item in run.held_out], style="b"),
+    ]
+    plots = [line_plot("Loss", losses, unit="nats a target token")]
+    plots.append(line_plot("Accuracy", sampled, unit="share right", marks=accuracy_marks, is_share=True))
     plots.append(line_plot("Early failures", early, unit="share of judged", marks=early_marks, is_share=True))
     plots.append(line_plot("Reward", rewards, unit="mean a completion"))
     for title, metric, unit, is_share in SINGLE:

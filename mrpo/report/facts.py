@@ -42,6 +42,19 @@ NOTABLE = {  # label: dotted setting
     "device": "cluster.device",
     "seed": "seed",
 }
+_OF_REINFORCEMENT = {
+    "advantage", "shaping", "penalty base", "penalty schedule", "truncated completions", "KL weight β", "clip ε",
+    "when the judge fails", "prompts a step", "completions a prompt", "temperature",
+}  # fmt: skip
+NOTABLE_SUPERVISED = {label: path for label, path in NOTABLE.items() if label not in _OF_REINFORCEMENT} | {
+    "epochs": "sft.num_epochs",
+    "demonstrations a step": "sft.batch_size",
+    "learning rate": "sft.lr",
+    "warm-up share": "sft.warmup_share",
+    "adapter rank (0: full)": "sft.lora.r",
+    "adapter α": "sft.lora.alpha",
+    "adapter dropout": "sft.lora.dropout",
+}
 TIME_PARTS = {  # metric time/<part>_s: label
     "rollout": "generation",
     "judge": "judging not hidden behind it",
@@ -60,10 +73,10 @@ class TimePart:
     share: float
 
 
-def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The notable settings that the configuration has and that are not null."""
+def settings(config: Mapping[str, Any], *, supervised: bool = False) -> list[tuple[str, str]]:
+    """The notable settings that the configuration has and that are not null; of a supervised run, those it uses."""
     found: list[tuple[str, str]] = []
-    for label, path in NOTABLE.items():
+    for label, path in (NOTABLE_SUPERVISED if supervised else NOTABLE).items():
         value: Any = config
         for part in path.split("."):
             value = value[part] if isinstance(value, Mapping) and part in value else None

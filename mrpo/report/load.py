@@ -18,6 +18,8 @@ from mrpo.run_reading import (
     read_metrics,
     read_state,
 )
+from mrpo.sft.heldout import HeldOutLoss, read_heldout
+from mrpo.sft.settings import SUFFIX
 from mrpo.trace_row import TraceRow
 
 
@@ -32,6 +34,12 @@ class RunData:
     metrics: MetricsFile
     evaluations: dict[str, list[TraceRow]]  # by name: before, step_N …, after
     rollouts: dict[int, Path]  # by step
+    held_out: list[HeldOutLoss]  # of a supervised run
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether it learned from gold rationales instead of its own completions."""
+        return self.state.experiment.endswith(SUFFIX)
 
     def series(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of a metric, at the steps that have it."""
@@ -57,6 +65,7 @@ def load_run(folder: Path) -> RunData:
         metrics=read_metrics(folder),
         evaluations={name: read_rows(path) for name, path in list_evaluations(folder).items()},
         rollouts=list_rollouts(folder),
+        held_out=read_heldout(folder),
     )
 
 

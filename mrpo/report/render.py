@@ -62,7 +62,7 @@ def render(run: RunData) -> str:
         time_parts=facts.time_parts(run),
         overlap=sum(overlaps) / len(overlaps) if overlaps else None,
         cards=choose_traces(run),
-        settings=facts.settings(run.config),
+        settings=facts.settings(run.config, supervised=run.is_supervised),
         counts=facts.counts(run),
         config_yaml=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         data_uri=data_uri,
