@@ -25,7 +25,7 @@ from mrpo.choices import Device, Dtype
 from mrpo.config import RolloutConfig
 from mrpo.errors import UserError, WeightSyncError
 from mrpo.families import Family, family_of
-from mrpo.images import read_image
+from mrpo.images import processor_settings, read_image
 from mrpo.prompts import chat_messages
 from mrpo.types import Completion, RolloutRequest, ScoreSample
 from rollout.request import build_completion, refuse_mixed
@@ -56,9 +56,13 @@ class Engine:
         self._family = family_of(spec.model_type)
         if spec.device == Device.CPU:
             _register_in_process(self._family)
-        config = _engine_args(spec).create_engine_config()
-        tokenizer = _load_tokenizer(spec.model_folder)
-        self._vocabulary = vocabulary_of(tokenizer, self._family, config.model_config.get_vocab_size())
+        processor = _load_processor(spec.model_folder, self._family)
+        images = processor_settings(
+            processor.image_processor, self._family, max_pixels=spec.max_pixels, max_tiles=spec.max_tiles
+        )
+        config = _engine_args(spec, images).create_engine_config()
+        vocab_size = config.model_config.get_vocab_size()
+        self._vocabulary = vocabulary_of(processor.tokenizer, self._family, vocab_size)
         if spec.device == Device.CPU:
             config.cache_config.kv_cache_memory_bytes = _cpu_cache_bytes(spec.rollout, config)
         config.additional_config = {ADDITIONAL_CONFIG_KEY: self._vocabulary.banned}
@@ -289,13 +293,13 @@ def _cpu_cache_bytes(rollout: RolloutConfig, config: VllmConfig) -> int:
     return min(rollout.kv_cache_gib * 1024**3, 2 * needed)
 
 
-def _load_tokenizer(folder: str) -> Any:
-    from transformers import AutoTokenizer
+def _load_processor(folder: str, family: Family) -> Any:
+    import transformers
 
-    return AutoTokenizer.from_pretrained(folder)
+    return getattr(transformers, family.processor_class).from_pretrained(folder)
 
 
-def _engine_args(spec: EngineSpec) -> EngineArgs:
+def _engine_args(spec: EngineSpec, image_settings: dict[str, Any]) -> EngineArgs:
     rollout = spec.rollout
     on_cpu = spec.device == Device.CPU
     automatic = Dtype.FLOAT32 if on_cpu else Dtype.BFLOAT16
@@ -310,6 +314,7 @@ def _engine_args(spec: EngineSpec) -> EngineArgs:
         "max_num_seqs": rollout.max_num_seqs,
         "tensor_parallel_size": rollout.tensor_parallel,
         "limit_mm_per_prompt": {"image": 1, "video": 0},
+        "mm_processor_kwargs": image_settings,
         "logits_processors": ["rollout.token_bans:TokenBans"],
         "weight_transfer_config": WeightTransferConfig(backend=spec.weight_transfer.value),
         "generation_config": "vllm",  # the checkpoint's own would bring penalties and further stop tokens

@@ -22,6 +22,7 @@ class EngineSpec:
     weight_transfer: WeightTransfer
     terse: bool  # prompts are the bare question
     max_pixels: int
+    max_tiles: int | None  # as `model.max_tiles`
     step_strategy: str
     cores: tuple[int, ...]  # the engine is bound to these; empty: not bound
     log_file: str | None  # output of the engine goes here; None: where the process's output goes
@@ -50,6 +51,7 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
             weight_transfer=config.cluster.weight_transfer,
             terse=config.model.terse_prompt,
             max_pixels=config.model.max_pixels,
+            max_tiles=config.model.max_tiles,
             step_strategy=config.algorithm.step_strategy,
             cores=cores,
             log_file=None if log_dir is None else os.path.join(log_dir, f"engine-{index}.log"),

@@ -78,12 +78,12 @@ def build_toy_model(family: str, folder: Path, *, corpus: Iterable[str], seed: i
     if image_size < unit or image_size % unit:
         raise ConfigError(f"image_size={image_size} must be a positive multiple of {unit} (patch × merge)")
     recipe = RECIPES[family]
-    tokenizer = _train_tokenizer(recipe, [*corpus, *_framing(row.think_tag)])
+    tokenizer = train_tokenizer(recipe, [*corpus, *_framing(row.think_tag)])
     config = recipe.config(tokenizer, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _model_class(row.model_class)(config).float()
-        _initialize(model)
+        initialize(model)
     model.generation_config = GenerationConfig(
         eos_token_id=_id(tokenizer, row.end_of_turn), pad_token_id=_id(tokenizer, "<|endoftext|>"), do_sample=True
     )
@@ -109,7 +109,7 @@ def _id(tokenizer: Any, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def _train_tokenizer(recipe: Recipe, corpus: list[str]) -> Any:
+def train_tokenizer(recipe: Recipe, corpus: list[str]) -> Any:
     """A `Qwen2Tokenizer` (all three families use it) with merges learned from `corpus`."""
     import json
 
@@ -139,7 +139,7 @@ def _train_tokenizer(recipe: Recipe, corpus: list[str]) -> Any:
     return tokenizer
 
 
-def _initialize(model: Any) -> None:
+def initialize(model: Any) -> None:
     """Keep the variance of activations: at 128 units the families' usual 0.02 leaves layers nearly silent."""
     from torch import nn
 

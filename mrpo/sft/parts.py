@@ -84,5 +84,5 @@ def policy_processor(config: Config, dataset: Dataset, model_folder: Path | None
     from learner.model import family_in, load_processor
 
     folder = str(model_folder or prepare_toy_policy(config, dataset.warm).folder)
-    images = {"max_pixels": config.model.max_pixels, "max_tiles": config.model.max_tiles}
-    return load_processor(folder, family_in(folder), **images)
+    model = config.model
+    return load_processor(folder, family_in(folder), max_pixels=model.max_pixels, max_tiles=model.max_tiles)
