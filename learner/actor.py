@@ -20,6 +20,7 @@ class LearnerActor:
         self._rank: Any = None
         self._sender: Any = None
         self._supervision: Any = None
+        self._shares_gpu = False
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this rank's host, where the group may meet."""
@@ -47,6 +48,7 @@ class LearnerActor:
         """Meet the engines that will receive weights."""
         from learner.weight_sync import RayWeightSyncClient, make_sender
 
+        self._shares_gpu = kind == WeightTransfer.IPC
         self._sender = make_sender(
             kind,
             RayWeightSyncClient(engines, ranks_per_engine=ranks_per_engine),
@@ -60,7 +62,12 @@ class LearnerActor:
         """See `learner.step.train_step`."""
         from learner.step import train_step
 
-        return train_step(self._rank, samples, progress=progress)
+        stats = train_step(self._rank, samples, progress=progress)
+        if self._shares_gpu:
+            import torch
+
+            torch.cuda.empty_cache()  # else the memory of the step's activations would stay here, and the engine asleep
+        return stats
 
     def score(self, samples: Sequence[ScoreSample]) -> dict[int, list[float]]:
         """See `learner.step.score`."""

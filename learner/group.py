@@ -16,6 +16,7 @@ from learner.distributed import environment, threads_of_rank
 from learner.spec import LearnerSpec
 from mrpo.choices import Device, WeightTransfer
 from mrpo.errors import MRPOError, ResourceError
+from mrpo.placement import Seat
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,10 @@ CLOSE_TIMEOUT_S = 4.0  # a rank in the middle of a long call is killed: Ctrl-C e
 class DeepSpeedLearner:
     """`mrpo.protocols.Learner` over DeepSpeed ranks: `start`, `connect`, then the rest, and `close` at the end."""
 
-    def __init__(self, spec: LearnerSpec) -> None:
+    def __init__(self, spec: LearnerSpec, seats: Sequence[Seat] = ()) -> None:
+        """A group that is given no seats finds a place of its own, as a whole."""
         self._spec = spec
+        self._seats = list(seats)
         self._placement: PlacementGroup | None = None
         self._ranks: list[Any] = []
 
@@ -40,11 +43,12 @@ class DeepSpeedLearner:
         """
         num_ranks, timeout_s = self._spec.learner.num_ranks, self._spec.learner.start_timeout_s
         resources = {"CPU": 1.0} if self._spec.device == Device.CPU else {"CPU": 1.0, "GPU": 1.0}
-        self._placement = placement_group([resources] * num_ranks, strategy="PACK")
+        if not self._seats:
+            self._placement = placement_group([resources] * num_ranks, strategy="PACK")
         try:
             async with asyncio.timeout(timeout_s):
-                await self._placement.ready()
-                self._ranks = [self._actor(rank, resources) for rank in range(num_ranks)]
+                seats = self._seats or await self._own_seats()
+                self._ranks = [self._actor(rank, seat, resources) for rank, seat in enumerate(seats)]
                 address, port = await self._ranks[0].rendezvous.remote()
                 await self._all("start", address, port)
         except TimeoutError:
@@ -63,15 +67,21 @@ class DeepSpeedLearner:
             await self.close()
             raise
 
-    def _actor(self, rank: int, resources: Mapping[str, float]) -> Any:
+    async def _own_seats(self) -> list[Seat]:
         assert self._placement is not None
+        await self._placement.ready()
+        num_gpus = 1 if self._spec.device == Device.GPU else 0
+        ranks = range(self._spec.learner.num_ranks)
+        return [Seat(group=self._placement, bundle=rank, num_gpus=num_gpus) for rank in ranks]
+
+    def _actor(self, rank: int, seat: Seat, resources: Mapping[str, float]) -> Any:
         return (
             ray.remote(LearnerActor)
             .options(
                 name=None,
                 num_cpus=resources["CPU"],
-                num_gpus=resources.get("GPU", 0.0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, rank),
+                num_gpus=seat.num_gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(seat.group, seat.bundle),
                 runtime_env={"env_vars": environment(self._spec.device, threads_of_rank(self._spec.learner))},
             )
             .remote(self._spec, rank)

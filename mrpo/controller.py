@@ -160,6 +160,7 @@ class Controller:
         samples = batch.train_samples()
         stats, sync_s = None, 0.0
         if samples:
+            await self.collector.rollout.sleep()
             stats = await self.learner.step(samples, progress=self.step / config.num_steps)
         self.step += 1
         try:
@@ -213,6 +214,7 @@ class Controller:
     async def sync(self) -> float:
         """Send the learner's weights to the engines and prove on the probe that they arrived. Returns seconds."""
         started = time.perf_counter()
+        await self.collector.rollout.wake_up()
         await self.learner.publish()
         await self.collector.rollout.set_policy_version(self.step)
         if self._probe is not None:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mrpo.checkpoint_source import model_type_of
-from mrpo.choices import LEXICAL_NOTICE, EncoderPlacement, JudgeKind
+from mrpo.choices import LEXICAL_NOTICE, Device, EncoderPlacement, JudgeKind, Placement
 from mrpo.config import BertScoreConfig, Config, JudgeConfig, LoraConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
 from mrpo.errors import MRPOError
 from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
+from mrpo.placement import Seat, Seats, placement_of
 from mrpo.preflight import check_gpus
 from mrpo.protocols import AnswerScorer
 from mrpo.rewards.bertscore import BertScoreEncoder, check_encoder
@@ -88,10 +89,16 @@ async def running_parts(
         policy = toy.folder if toy is not None else model_folder
         assert policy is not None
         folder, model_type = str(policy), model_type_of(policy)
+        seats = await _reserve(config, stack)
         async with first_failure_ends_all() as group:
             judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
-            rollout = group.create_task(_start_rollout(config, folder, model_type, console, stack, log_dir))
-            learner = group.create_task(_start_learner(config, folder, toy, dataset, console, stack))
+            rollout = group.create_task(
+                _start_rollout(config, folder, model_type, console, stack, log_dir, seats.engines)
+            )
+            shared_with = rollout if config.cluster.placement == Placement.COLOCATED else None
+            learner = group.create_task(
+                _start_learner(config, folder, toy, dataset, console, stack, seats.ranks, shared_with)
+            )
         parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result(), answers=answers)
         await parts.learner.connect(
             parts.rollout.handles,
@@ -129,11 +136,12 @@ async def running_evaluation_parts(
     async with AsyncExitStack() as stack:
         answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray, learner=False)
         rollout: asyncio.Task[VllmRolloutPool] | None = None
+        seats = Seats() if model_folder is None else await _reserve(config, stack, learner=False)
         async with first_failure_ends_all() as group:
             judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
             if model_folder is not None:
                 model_type = model_type_of(model_folder)
-                starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir)
+                starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir, seats.engines)
                 rollout = group.create_task(starting)
         yield EvaluationParts(
             rollout=rollout.result() if rollout is not None else None, judge=judge.result(), answers=answers
@@ -186,10 +194,11 @@ def start_ray(
 def _start_ray(config: Config, *, learner: bool, engines: bool) -> None:
     import ray
 
+    layout = placement_of(config, learner=learner, engines=engines)
     if config.cluster.address is None:
         ray.init(
             # Ranks claim a CPU each; a laptop with fewer cores shares them rather than wait for ever.
-            num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, config.learner.num_ranks),
+            num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, layout.num_cpus),
             include_dashboard=config.cluster.dashboard,
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
@@ -319,14 +328,29 @@ def _judge_endpoint(config: Config, stack: AsyncExitStack) -> JudgeConfig:
     return server.start().endpoint()
 
 
+async def _reserve(config: Config, stack: AsyncExitStack, *, learner: bool = True) -> Seats:
+    """Places for engines and learner, all or none; on a CPU nobody needs one kept."""
+    if config.cluster.device == Device.CPU:
+        return Seats()
+    from mrpo.ray_placement import reserved
+
+    return await stack.enter_async_context(reserved(placement_of(config, learner=learner)))
+
+
 async def _start_rollout(
-    config: Config, folder: str, model_type: str, console: Console, stack: AsyncExitStack, log_dir: Path
+    config: Config,
+    folder: str,
+    model_type: str,
+    console: Console,
+    stack: AsyncExitStack,
+    log_dir: Path,
+    seats: Sequence[Seat],
 ) -> VllmRolloutPool:
     from rollout.pool import VllmRolloutPool
     from rollout.spec import engine_specs
 
     with console.stage(f"{config.rollout.num_engines} vLLM engine(s)"):
-        pool = await VllmRolloutPool.start(engine_specs(config, folder, model_type, log_dir=str(log_dir)))
+        pool = await VllmRolloutPool.start(engine_specs(config, folder, model_type, log_dir=str(log_dir)), seats)
         stack.push_async_callback(pool.close)
     return pool
 
@@ -338,12 +362,18 @@ async def _start_learner(
     dataset: Dataset,
     console: Console,
     stack: AsyncExitStack,
+    seats: Sequence[Seat],
+    shared_with: asyncio.Task[VllmRolloutPool] | None,
 ) -> DeepSpeedLearner:
     from learner.group import DeepSpeedLearner
     from learner.spec import spec_of
 
+    if shared_with is not None:
+        # An engine measures the memory it may take while nobody else takes or frees any, and a learner needs more of it
+        # to load a model than to hold one.
+        await (await shared_with).sleep()
     with console.stage(f"learner ({config.learner.num_ranks} rank(s), ZeRO-{config.learner.zero_stage})"):
-        learner = DeepSpeedLearner(spec_of(config, folder))
+        learner = DeepSpeedLearner(spec_of(config, folder), seats)
         stack.push_async_callback(learner.close)
         await learner.start()
     if toy is not None and not toy.is_warm:

@@ -7,6 +7,7 @@ every token. The learner's ranks of a node are one bundle, so that its collectiv
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mrpo.choices import Device, Placement
 from mrpo.config import Config
@@ -22,6 +23,24 @@ class Bundle:
     gpus: int
     ranks: tuple[int, ...] = ()  # of the learner, one a GPU
     engines: tuple[int, ...] = ()  # each on `rollout.tensor_parallel` GPUs, in this order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Where an actor is started. Made by the composition root; read by `rollout.pool` and `learner.group`."""
+
+    group: Any  # Ray's placement group
+    bundle: int  # its number there
+    num_gpus: int  # claimed by the actor; Ray then shows it these alone
+    gpu_ids: tuple[str, ...] = ()  # used without a claim, because the ranks of the bundle have claimed them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seats:
+    """All actors' seats; empty where none is kept (on a CPU)."""
+
+    engines: tuple[Seat, ...] = ()
+    ranks: tuple[Seat, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

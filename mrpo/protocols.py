@@ -29,6 +29,14 @@ class RolloutPool(Protocol):
         """The engine's raw log-probs of given completion tokens, per sample [T] nats (prompt log-probs)."""
         ...
 
+    async def sleep(self) -> None:
+        """Called before the learner works: GPUs that it shares are its own until `wake_up`. No request may run."""
+        ...
+
+    async def wake_up(self) -> None:
+        """Called before weights are sent; `set_policy_version` completes it. Where nothing sleeps, nothing happens."""
+        ...
+
     async def set_policy_version(self, version: int) -> None:
         """Called after a finished weight update: reset prefix, multimodal and encoder caches, stamp completions."""
         ...

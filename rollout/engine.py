@@ -21,20 +21,21 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from mrpo.choices import Device, Dtype
+from mrpo.choices import Device
 from mrpo.config import RolloutConfig
 from mrpo.errors import UserError, WeightSyncError
 from mrpo.families import Family, family_of
 from mrpo.images import processor_settings, read_image
 from mrpo.prompts import chat_messages
 from mrpo.types import Completion, RolloutRequest, ScoreSample
+from rollout.engine_arguments import engine_arguments
 from rollout.request import build_completion, refuse_mixed
 from rollout.spec import EngineSpec
 from rollout.token_bans import ADDITIONAL_CONFIG_KEY
 from rollout.vocabulary import collapse_image, vocabulary_of
 
 PROMPT_CACHE_SIZE = 64  # prompts kept ready; a batch's worth, because samples of a prompt arrive together
-CPU_TOKENS_PER_STEP = 2048  # prompt tokens computed at once; vLLM warms up with as many
+SLEEP_LEVEL = 1  # weights go to main memory: under adapters they are never sent again
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Engine:
         self._ids = itertools.count()
         self._policy_version = 0
         self._updating = False
+        self._asleep = False
         # Rendering a prompt asks for torch's thread count to be set, and the CPU worker warns each time that it is not.
         logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
 
@@ -167,6 +169,21 @@ class Engine:
         running = [request_id for request_id in request_ids if self._pending.pop(request_id, None)]
         self._llm.abort_request(running)
 
+    def sleep(self) -> None:
+        """Give the GPUs to the learner: weights go to main memory, the cache of keys and values is dropped.
+
+        Raises:
+            WeightSyncError: requests are still running.
+        """
+        self._refuse_busy("sleep")
+        self._llm.sleep(level=SLEEP_LEVEL)
+        self._asleep = True
+
+    def wake_up(self) -> None:
+        """Bring the weights back, to be updated; the cache follows with `set_policy_version`."""
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+
     def set_policy_version(self, version: int) -> None:
         """Forget everything computed with the former weights and stamp what is submitted from here.
 
@@ -174,6 +191,9 @@ class Engine:
             WeightSyncError: requests are still running.
         """
         self._refuse_busy("set_policy_version")
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
         self._llm.reset_prefix_cache()
         self._llm.reset_mm_cache()
         self._llm.reset_encoder_cache()
@@ -220,6 +240,8 @@ class Engine:
 
     def _submit(self, prompt: Any, params: SamplingParams, pending: _Pending) -> str:
         self._refuse_half_updated()
+        if self._asleep:
+            raise WeightSyncError(f"{self._spec.name} sleeps; wake_up and set_policy_version come before requests")
         request_id = str(next(self._ids))
         self._llm.add_request(request_id, prompt, params)
         self._pending[request_id] = pending
@@ -300,38 +322,8 @@ def _load_processor(folder: str, family: Family) -> Any:
 
 
 def _engine_args(spec: EngineSpec, image_settings: dict[str, Any]) -> EngineArgs:
-    rollout = spec.rollout
-    on_cpu = spec.device == Device.CPU
-    automatic = Dtype.FLOAT32 if on_cpu else Dtype.BFLOAT16
-    dtype = automatic if rollout.dtype == Dtype.AUTO else rollout.dtype
-    # Scoring takes a whole completion as prompt and must sample one more token.
-    max_model_len = rollout.max_model_len + 1
-    arguments: dict[str, Any] = {
-        "model": spec.model_folder,
-        "dtype": dtype.value,
-        "enforce_eager": rollout.enforce_eager,
-        "max_model_len": max_model_len,
-        "max_num_seqs": rollout.max_num_seqs,
-        "tensor_parallel_size": rollout.tensor_parallel,
-        "limit_mm_per_prompt": {"image": 1, "video": 0},
-        "mm_processor_kwargs": image_settings,
-        "logits_processors": ["rollout.token_bans:TokenBans"],
-        "weight_transfer_config": WeightTransferConfig(backend=spec.weight_transfer.value),
-        "generation_config": "vllm",  # the checkpoint's own would bring penalties and further stop tokens
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "seed": 0,  # every request brings its own
-    }
-    if on_cpu:
-        arguments |= {
-            "distributed_executor_backend": "uni",
-            "skip_mm_profiling": True,
-            "mm_processor_cache_gb": 0,  # prompts are kept ready here, with their pixels
-            # A prompt split over two steps makes vLLM rewind the request's generator, which torch cannot on a CPU
-            # ("CPU Generator does not use offset").
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(CPU_TOKENS_PER_STEP, max_model_len, rollout.max_num_seqs),
-        }
-    else:
-        arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
-    return EngineArgs(**arguments)
+    return EngineArgs(
+        **engine_arguments(spec),
+        mm_processor_kwargs=image_settings,
+        weight_transfer_config=WeightTransferConfig(backend=spec.weight_transfer.value),
+    )

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mrpo.choices import Device
 from mrpo.errors import EngineError, MRPOError
 from mrpo.host import host_id
+from mrpo.placement import Seat
 from mrpo.types import Completion, RolloutRequest, ScoreSample
 from rollout.request import refuse_mixed, split_over_engines
 from rollout.spec import EngineSpec
@@ -34,13 +37,17 @@ class VllmRolloutPool:
         self._infos = list(infos)
 
     @classmethod
-    async def start(cls, specs: Sequence[EngineSpec]) -> VllmRolloutPool:
+    async def start(cls, specs: Sequence[EngineSpec], seats: Sequence[Seat] = ()) -> VllmRolloutPool:
         """Start all engines at the same time and wait for them.
+
+        Args:
+            specs: one an engine.
+            seats: where each is to live; empty: where Ray finds room.
 
         Raises:
             EngineError: an engine did not come up, or not within `rollout.start_timeout_s`.
         """
-        handles = [_make_actor(spec) for spec in specs]
+        handles = [_make_actor(spec, seat) for spec, seat in zip(specs, seats or [None] * len(specs), strict=True)]
         timeout_s = specs[0].rollout.start_timeout_s
         waits = [_answer(spec, handle.ready.remote()) for spec, handle in zip(specs, handles, strict=True)]
         try:
@@ -113,19 +120,30 @@ class VllmRolloutPool:
             scores[index::num_engines] = share
         return scores
 
+    async def sleep(self) -> None:
+        """Give shared GPUs to the learner; engines with GPUs of their own, or none, stay as they are."""
+        await self._all_that_sleep("sleep")
+
+    async def wake_up(self) -> None:
+        """Take the weights back onto shared GPUs, to be updated; `set_policy_version` completes it."""
+        await self._all_that_sleep("wake_up")
+
     async def set_policy_version(self, version: int) -> None:
         """Call after a finished weight update: drops what was cached under the old weights and stamps completions."""
-        await asyncio.gather(
-            *(
-                _answer(spec, handle.set_policy_version.remote(version))
-                for spec, handle in zip(self._specs, self._handles, strict=True)
-            )
-        )
+        await self._all("set_policy_version", version)
 
     async def close(self) -> None:
         """End all engines and their processes within a few seconds. Safe to call again."""
         handles, self._handles = self._handles, []
         await _end(handles, self._infos)
+
+    async def _all_that_sleep(self, method: str) -> None:
+        if all(spec.sleeps for spec in self._specs):
+            await self._all(method)
+
+    async def _all(self, method: str, *arguments: Any) -> None:
+        calls = [getattr(handle, method).remote(*arguments) for handle in self._handles]
+        await asyncio.gather(*(_answer(spec, call) for spec, call in zip(self._specs, calls, strict=True)))
 
     async def _stream(
         self,
@@ -155,18 +173,19 @@ class VllmRolloutPool:
         )
 
 
-def _make_actor(spec: EngineSpec) -> Any:
+def _make_actor(spec: EngineSpec, seat: Seat | None) -> Any:
     on_gpu = spec.device == Device.GPU
-    return (
-        ray.remote(RolloutWorker)
-        .options(
-            # On CPU the cores are shared by design (`rollout.cpu_cores`); claiming them could keep an actor waiting.
-            num_cpus=1 if on_gpu else 0,
-            num_gpus=spec.rollout.tensor_parallel if on_gpu else 0,
-            max_concurrency=MAX_CALLS_IN_FLIGHT,
-        )
-        .remote(spec)
-    )
+    options: dict[str, Any] = {
+        # On CPU the cores are shared by design (`rollout.cpu_cores`); claiming them could keep an actor waiting.
+        "num_cpus": 1 if on_gpu else 0,
+        "num_gpus": spec.rollout.tensor_parallel if on_gpu else 0,
+        "max_concurrency": MAX_CALLS_IN_FLIGHT,
+    }
+    if seat is not None:
+        options["num_gpus"] = seat.num_gpus
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(seat.group, seat.bundle)
+        spec = replace(spec, gpu_ids=seat.gpu_ids)
+    return ray.remote(RolloutWorker).options(**options).remote(spec)
 
 
 async def _answer(spec: EngineSpec, reference: Any) -> Any:

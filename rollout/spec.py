@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from mrpo.choices import Device, WeightTransfer
+from mrpo.choices import Device, LoraTransfer, Placement, WeightTransfer
 from mrpo.config import Config, RolloutConfig
 from mrpo.errors import ConfigError
 
@@ -20,12 +20,15 @@ class EngineSpec:
     rollout: RolloutConfig
     device: Device
     weight_transfer: WeightTransfer
+    sleeps: bool  # it gives its GPUs to the learner in turns
+    adapter_rank: int  # of the adapter that is sent beside the base weights; 0: all weights are sent
     terse: bool  # prompts are the bare question
     max_pixels: int
     max_tiles: int | None  # as `model.max_tiles`
     step_strategy: str
     cores: tuple[int, ...]  # the engine is bound to these; empty: not bound
     log_file: str | None  # output of the engine goes here; None: where the process's output goes
+    gpu_ids: tuple[str, ...] = ()  # on this machine; empty: those that Ray shows the actor
 
 
 def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir: str | None) -> list[EngineSpec]:
@@ -40,7 +43,7 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
     Raises:
         ConfigError: `rollout.cpu_cores` does not fit the number of engines or cannot be read.
     """
-    rollout = config.rollout
+    rollout, lora = config.rollout, config.learner.lora
     return [
         EngineSpec(
             name=f"engine-{index}",
@@ -49,6 +52,8 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
             rollout=rollout,
             device=config.cluster.device,
             weight_transfer=config.cluster.weight_transfer,
+            sleeps=config.cluster.placement == Placement.COLOCATED,
+            adapter_rank=lora.r if lora.to_engines == LoraTransfer.ADAPTER else 0,
             terse=config.model.terse_prompt,
             max_pixels=config.model.max_pixels,
             max_tiles=config.model.max_tiles,
@@ -118,4 +123,10 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
         if spec.rollout.enforce_eager:
             # vLLM compiles a helper of its log-probs even in eager mode: half a minute of g++ for nothing.
             environment["TORCHDYNAMO_DISABLE"] = "1"
+    if spec.gpu_ids:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpu_ids)
+    if spec.weight_transfer == WeightTransfer.IPC:
+        # Handles of GPU memory are objects of torch, which the engine's front end can pass to the engine's own
+        # processes only pickled. Nobody else can write to that connection.
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     return environment

@@ -72,6 +72,14 @@ class RolloutWorker:
                 scores.update(batch)
         return [scores[index] for index in range(len(samples))]
 
+    async def sleep(self) -> None:
+        """See `Engine.sleep`."""
+        await self._call(lambda engine: engine.sleep())
+
+    async def wake_up(self) -> None:
+        """See `Engine.wake_up`."""
+        await self._call(lambda engine: engine.wake_up())
+
     async def set_policy_version(self, version: int) -> None:
         """See `Engine.set_policy_version`."""
         await self._call(lambda engine: engine.set_policy_version(version))

@@ -157,6 +157,12 @@ class GeneratedElsewhere:
         """Not to be had: there is no model."""
         raise NotImplementedError("outputs generated elsewhere have no log-probs")
 
+    async def sleep(self) -> None:
+        """Nothing to put to sleep."""
+
+    async def wake_up(self) -> None:
+        """Nothing sleeps."""
+
     async def set_policy_version(self, version: int) -> None:
         """Nothing to stamp: there is one version, 0."""
 

@@ -140,6 +140,13 @@ class FakeRollout:
             for sample in samples
         ]
 
+    async def sleep(self) -> None:
+        assert not self.open_streams
+        self.diary.append("engine sleeps")
+
+    async def wake_up(self) -> None:
+        self.diary.append("engine wakes")
+
     async def set_policy_version(self, version: int) -> None:
         self.diary.append(f"version {version}")
         self.policy_version = version

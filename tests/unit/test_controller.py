@@ -215,9 +215,10 @@ def test_completions_carry_the_version_of_their_weights_and_the_order_is_learn_p
     world.run()
     assert [{sample.policy_version for sample in batch} for batch in world.learner.batches] == [{0}, {1}]
     start = world.diary.index("learned 1")
-    after = world.diary[start : start + 5]
-    assert after[:3] == ["learned 1", "published", "version 1"]
-    assert sorted(after[3:]) == ["engine scores", "learner scores"]
+    after = world.diary[start - 1 : start + 6]
+    assert after[:5] == ["engine sleeps", "learned 1", "engine wakes", "published", "version 1"]
+    assert sorted(after[5:]) == ["engine scores", "learner scores"]
+    assert world.diary[:3] == ["engine wakes", "published", "version 0"], "it sleeps while the learner loads"
 
 
 # Judging
@@ -347,6 +348,7 @@ def test_a_step_whose_groups_are_all_dropped_counts_without_an_update(tmp_path: 
     assert world.recorder.metrics[2]["groups/dropped"] == 2.0
     assert "policy/loss" not in world.recorder.metrics[2]
     assert world.diary.count("published") == 1 + 2, "nothing new to send after it"
+    assert world.diary.count("engine sleeps") == 2, "no learner needs its memory"
     assert world.recorder.checkpoints == [3]
     prompts = [{request.prompt_id for request in requests} for requests in world.training_requests]
     assert prompts[1].isdisjoint(prompts[0] | prompts[2]), "its questions count as asked"
