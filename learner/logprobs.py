@@ -32,6 +32,7 @@ def token_logprobs(
       holds a sum, a summand and, when no logits exist, their new sum. In float32 that is 4 chunks up to H = twice
       `chunk_tokens`. What a head such as a soft cap keeps of its own logits comes on top.
     - All tokens in one chunk: 1 forward, 2 backward.
+    - A frozen head, as under LoRA, gets no gradient: called, it needs 2 backward, whatever H is.
 
     Plain is an `nn.Linear` itself, whole, outside autocast, without hooks or a forward of its own: the head under ZeRO
     0 to 2. (It is not called: hooks for all modules of the process pass it by.) Others are called as modules, in both

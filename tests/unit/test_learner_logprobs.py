@@ -389,7 +389,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 STATISTICS = 3 / 16 + 0.02  # of one chunk's float32 logits; the rest are numbers of single tokens
 
 
-def peaks(chunk_tokens: int, states: int, dtype: torch.dtype, *, as_module: bool) -> tuple[float, float, float, float]:
+def peaks(
+    chunk_tokens: int, states: int, dtype: torch.dtype, *, as_module: bool, frozen: bool = False
+) -> tuple[float, float, float, float]:
     """Forward peak, backward peak beyond one gradient of states and head, one chunk's logits, the head's gradient.
 
     All in bytes over those of one chunk's float32 logits.
@@ -398,13 +400,14 @@ def peaks(chunk_tokens: int, states: int, dtype: torch.dtype, *, as_module: bool
     unit = chunk_tokens * vocabulary * 4
     hidden = torch.randn(tokens, states, dtype=dtype, requires_grad=True)
     head = nn.Linear(states, vocabulary, bias=False, dtype=dtype)
+    head.requires_grad_(not frozen)
     targets = torch.randint(vocabulary, (tokens,))
     with LiveBytes() as memory:
         logprobs, _ = token_logprobs(hidden, targets, seen_as(head, as_module), chunk_tokens=chunk_tokens)
         forward = memory.peak
         memory.peak = memory.live
         logprobs.sum().backward()
-    backward = memory.peak - head.weight.nbytes - hidden.nbytes
+    backward = memory.peak - hidden.nbytes - (0 if frozen else head.weight.nbytes)
     return forward / unit, backward / unit, dtype.itemsize / 4, head.weight.nbytes / unit
 
 
@@ -424,4 +427,15 @@ def test_memory_of_a_head_that_is_called(chunk_tokens: int, states: int, dtype: 
     forward, backward, logits, gradient = peaks(chunk_tokens, states, dtype, as_module=True)
     assert logits < forward < logits + STATISTICS <= 2.0
     needed = 2 * logits if chunk_tokens == 256 else max(2 * logits, 2 * gradient)
+    assert 0.8 * needed < backward < needed + STATISTICS
+
+
+@HEADS
+@SHAPES
+@DTYPES
+def test_a_frozen_head_gets_no_gradient(chunk_tokens: int, states: int, dtype: torch.dtype, as_module: bool) -> None:
+    """As under adapters: logits are all that is held, whatever H is, at any ZeRO stage."""
+    forward, backward, logits, _ = peaks(chunk_tokens, states, dtype, as_module=as_module, frozen=True)
+    assert logits < forward < logits + STATISTICS
+    needed = 2 * logits if chunk_tokens == 256 or as_module else logits
     assert 0.8 * needed < backward < needed + STATISTICS
