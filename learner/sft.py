@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
+from learner.images import PixelInputs
 from learner.inputs import Sample
 from learner.lora import seed_dropout
 from learner.rank import Rank
@@ -136,13 +137,13 @@ class Supervision:
             DataError: an unreadable image, or a target with a vision token.
         """
         rank = self.rank
-        pixels = rank.images.get([example.image for example in examples])
+        pixels = rank.images.get([example.image for example in examples if example.image is not None])
         targets = target_ids(rank.processor, rank.family, [example.target for example in examples])
         samples = [
             ScoreSample(
                 key=f"example {example.image!r} {example.question!r}",
                 image=example.image,
-                prompt_token_ids=self._prompt(example, pixels[example.image].num_tokens),
+                prompt_token_ids=self._prompt(example, pixels),
                 completion_token_ids=target,
             )
             for example, target in zip(examples, targets, strict=True)
@@ -152,12 +153,15 @@ class Supervision:
             raise DataError(f"targets may not hold a vision token, but {faulty[0]} does; remove it from the text")
         return samples
 
-    def _prompt(self, example: SftSample, num_tokens: int) -> list[int]:
+    def _prompt(self, example: SftSample, pixels: dict[str, PixelInputs]) -> list[int]:
         rank = self.rank
-        if num_tokens not in self._placeholders:
-            image = read_image(example.image, max_pixels=rank.spec.max_pixels)
-            self._placeholders[num_tokens] = placeholder_ids(rank.processor, rank.family, image)
-        image_ids = self._placeholders[num_tokens]
+        image_ids: list[int] | None = None
+        if example.image is not None:
+            num_tokens = pixels[example.image].num_tokens
+            if num_tokens not in self._placeholders:
+                image = read_image(example.image, max_pixels=rank.spec.max_pixels)
+                self._placeholders[num_tokens] = placeholder_ids(rank.processor, rank.family, image)
+            image_ids = self._placeholders[num_tokens]
         return prompt_ids(rank.processor, rank.family, example.question, image_ids, terse=rank.spec.terse)
 
     def _update(self, samples: Sequence[Sample], lr: float) -> tuple[float, int]:

@@ -12,14 +12,18 @@ INSTRUCTION = (
 )
 
 
-def chat_messages(question: str, family: Family, *, terse: bool = False) -> list[dict[str, Any]]:
-    """One user turn with one image, in the form `processor.apply_chat_template` takes.
+def chat_messages(
+    question: str, family: Family, *, terse: bool = False, shows_image: bool = True
+) -> list[dict[str, Any]]:
+    """One user turn with one image or none, in the form `processor.apply_chat_template` takes.
 
     Args:
         question: the question about the image.
         family: decides the think tag named in the instruction.
         terse: leave the instruction out; for models that were warm-started on bare questions, where
             every prompt token costs as much as a completion token.
+        shows_image: whether an image comes before the text.
     """
     text = question if terse else f"{question}\n{INSTRUCTION.format(think=family.think_tag)}"
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    image = [{"type": "image"}] if shows_image else []
+    return [{"role": "user", "content": [*image, {"type": "text", "text": text}]}]

@@ -198,7 +198,7 @@ class ScoreSample:
 class SftSample:
     """One demonstration for supervised training. Composition root → learner."""
 
-    image: str  # path
+    image: str | None  # path; None: a question in text alone
     question: str
     target: str  # the whole completion, without the end-of-turn token
 

@@ -19,17 +19,21 @@ def placeholder_ids(processor: Any, family: Family, image: Image.Image) -> list[
     return list(processor(text=[family.image_placeholder], images=[[image]])["input_ids"][0])
 
 
-def prompt_ids(processor: Any, family: Family, question: str, image_ids: Sequence[int], *, terse: bool) -> list[int]:
+def prompt_ids(
+    processor: Any, family: Family, question: str, image_ids: Sequence[int] | None, *, terse: bool
+) -> list[int]:
     """Token ids of a question as the engine would write it.
 
     The placeholder is made of special tokens, at which a tokenizer cuts: the text on either side stands for itself.
 
     Args:
-        image_ids: see `placeholder_ids`.
+        image_ids: see `placeholder_ids`; None: the question is about no image.
         terse: without the instruction.
     """
-    messages = chat_messages(question, family, terse=terse)
+    messages = chat_messages(question, family, terse=terse, shows_image=image_ids is not None)
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if image_ids is None:
+        return list(processor.tokenizer([text], add_special_tokens=False)["input_ids"][0])
     before, placeholder, after = text.partition(family.image_placeholder)
     assert placeholder, f"the chat template of {family.model_type} leaves no {family.image_placeholder}"
     ids = processor.tokenizer([before, after], add_special_tokens=False)["input_ids"]
@@ -75,10 +79,14 @@ def check_demonstrations(
                 f"{item.id}: its text holds the special token {found[0]}, which stands for an image or for the form "
                 "of a chat; remove it from question, rationale and answer"
             )
-        size = _size(sample.image)
-        if size not in by_size:
-            by_size[size] = len(placeholder_ids(processor, family, read_image(sample.image, max_pixels=max_pixels)))
-        num_tokens = len(prompt_ids(processor, family, sample.question, (), terse=terse)) + by_size[size] + len(target)
+        num_tokens = len(target)
+        if sample.image is None:
+            num_tokens += len(prompt_ids(processor, family, sample.question, None, terse=terse))
+        else:
+            size = _size(sample.image)
+            if size not in by_size:
+                by_size[size] = len(placeholder_ids(processor, family, read_image(sample.image, max_pixels=max_pixels)))
+            num_tokens += len(prompt_ids(processor, family, sample.question, (), terse=terse)) + by_size[size]
         longest = max(longest, num_tokens)
         if num_tokens > tokens_per_micro_batch:
             faults.append(f"{item.id}: {num_tokens} tokens")

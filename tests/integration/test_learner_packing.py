@@ -24,12 +24,13 @@ from learner.images import ImageStore
 from learner.inputs import InputBuilder
 from learner.model import load_model
 from learner.policy import Policy
+from learner.sft import Supervision
 from learner.step import score, train_step
 from mrpo.batching import plan_micro_batches
 from mrpo.errors import ConfigError, DataError
 from mrpo.families import family_of
 from mrpo.prompts import chat_messages
-from mrpo.types import LearnStats, TrainSample
+from mrpo.types import LearnStats, SftSample, TrainSample
 from tests.integration.learner_world import FAMILIES, build_world, make, relative_difference, spec, to_score
 
 VISION_TOKENS = {
@@ -264,6 +265,21 @@ def test_a_planted_vision_token_is_left_out_and_counted(folder: Path, family: st
     assert stats.num_tokens == sum(len(sample.completion_token_ids) for sample in samples[1:])
     with pytest.raises(DataError, match=f"vision token cannot be scored: {marked.key}"):
         score(rank, to_score([marked]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_demonstration_without_an_image_is_learned(folder: Path, name: str) -> None:
+    """Its prompt is what the processor makes of the text alone; beside one with an image, and alone in a step."""
+    rank = make(spec(folder, name))
+    text = SftSample(image=None, question=QUESTIONS[0], target="The liver.")
+    shown = SftSample(image=str(folder / "2.png"), question=QUESTIONS[2], target="Two lesions.")
+    supervision = Supervision(rank)
+    expected, _ = draw(folder, name, rank.processor)
+    found = supervision.tokenize([text, shown])
+    assert [sample.prompt_token_ids for sample in found] == [expected[8].prompt_token_ids, expected[2].prompt_token_ids]
+    for examples in ([text, shown], [text]):
+        stats = supervision.step(examples, num_steps=4, lr=1e-3, warmup_share=0.0)
+        assert np.isfinite(stats.loss) and stats.grad_norm > 0.0
 
 
 def test_flash_attention_is_refused_before_loading(folder: Path) -> None:
