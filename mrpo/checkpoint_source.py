@@ -9,6 +9,7 @@ from mrpo.checkpoint_checks import model_type_of as written_model_type
 from mrpo.config import ModelConfig
 from mrpo.errors import ConfigError
 from mrpo.families import family_of
+from mrpo.images import require_tiles
 
 # Weights in safetensors and what describes them: no pickles, no code, no copies in other formats.
 NEEDED = ("*.json", "*.jinja", "*.txt", "*.safetensors", "LICENSE*", "NOTICE*", "README.md")
@@ -22,12 +23,13 @@ def local_checkpoint(model: ModelConfig) -> Path:
 
     Raises:
         ConfigError: neither a folder nor to be had from the hub, an unsupported layout, another family than
-            `model.family`, or files of processor or tokenizer that are absent.
+            `model.family`, files of processor or tokenizer that are absent, or `model.max_tiles` without tiles.
         DataError: damaged or missing weights.
     """
     assert model.path is not None
     folder = checkpoint_folder(model.path, revision=model.revision, setting="model.path")
-    check_checkpoint(folder, expected=None if model.family is None else model.family.value)
+    family = check_checkpoint(folder, expected=None if model.family is None else model.family.value)
+    require_tiles(family, model.max_tiles)
     return folder
 
 

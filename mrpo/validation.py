@@ -24,6 +24,8 @@ from mrpo.choices import (
 )
 from mrpo.config import Config
 from mrpo.errors import ConfigError
+from mrpo.families import family_of
+from mrpo.images import require_tiles
 from mrpo.placement import placement_of
 
 Settings = TypeVar("Settings")
@@ -147,6 +149,9 @@ def check_contradictions(config: Config) -> None:
         raise ConfigError(
             f"rollout.max_staleness={rollout.max_staleness}: only 0 (strictly on-policy) is implemented; set it to 0"
         )
+    family = config.model.toy_family if config.model.path is None else config.model.family
+    if family is not None:
+        require_tiles(family_of(family.value), config.model.max_tiles)
     if config.reward.min_steps > config.reward.max_steps:
         raise ConfigError(
             f"reward.min_steps={config.reward.min_steps} is above reward.max_steps={config.reward.max_steps}"
