@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.spec import LearnerSpec
-from mrpo.choices import WeightTransfer
+from mrpo.choices import LoraTransfer, WeightTransfer
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
 
@@ -49,13 +49,19 @@ class LearnerActor:
         from learner.weight_sync import RayWeightSyncClient, make_sender
 
         self._shares_gpu = kind == WeightTransfer.IPC
-        self._sender = make_sender(
-            kind,
-            RayWeightSyncClient(engines, ranks_per_engine=ranks_per_engine),
-            self._rank.source,
-            bucket_mib=self._spec.learner.bucket_mib,
-            is_sender=self._rank_number == 0,
-        )
+        client, lora = RayWeightSyncClient(engines, ranks_per_engine=ranks_per_engine), self._spec.lora
+        if lora.r and lora.to_engines == LoraTransfer.ADAPTER:
+            from learner.adapter_sender import AdapterSender
+
+            self._sender = AdapterSender(client, self._rank)
+        else:
+            self._sender = make_sender(
+                kind,
+                client,
+                self._rank.source,
+                bucket_mib=self._spec.learner.bucket_mib,
+                is_sender=self._rank_number == 0,
+            )
         self._sender.connect()
 
     def step(self, samples: Sequence[TrainSample], progress: float) -> LearnStats:

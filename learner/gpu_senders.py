@@ -6,21 +6,23 @@ vLLM is imported only here and only when used: importing it takes ten seconds.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 import ray
 import torch
+from torch import Tensor
 
 from learner.distributed import free_port
-from learner.weight_source import WeightSource
+from learner.weight_source import WeightMeta, WeightSource
 from learner.weight_sync import RayWeightSyncClient, SyncStats
 from mrpo.errors import MRPOError
 
 
-class NcclSender:
-    """Rank 0 and every engine rank form one NCCL group; buckets are broadcast in it."""
+class _GpuSender:
+    """What both ways hold."""
 
     def __init__(
         self, client: RayWeightSyncClient, source: WeightSource, *, bucket_bytes: int, is_sender: bool
@@ -29,7 +31,12 @@ class NcclSender:
         self._source = source
         self._bucket_bytes = bucket_bytes
         self._is_sender = is_sender
-        self._group: Any = None
+
+
+class NcclSender(_GpuSender):
+    """Rank 0 and every engine rank form one NCCL group; buckets are broadcast in it."""
+
+    _group: Any = None
 
     def connect(self) -> None:
         """Open the group; engines join it while this rank waits in the same rendezvous."""
@@ -48,15 +55,33 @@ class NcclSender:
             joined.result()
 
     def send(self) -> SyncStats:
-        """Broadcast all weights in packed buckets."""
+        """Broadcast all weights in packed buckets.
+
+        Raises:
+            WeightSyncError: an engine refused to begin or to end the update.
+        """
         started = time.perf_counter()
-        if not self._is_sender:
-            for _ in self._source:
+        metadata = self._source.metadata()
+        weights = iter(self._source)
+        try:
+            if self._is_sender:
+                self._broadcast(metadata, weights)
+        finally:
+            # The other ranks gather all weights, whatever happens here; a rank that stopped would fall out of step.
+            for _ in weights:
                 pass
-            return SyncStats(num_bytes=0, num_buckets=0, seconds=time.perf_counter() - started)
+        num_bytes = sum(meta.num_bytes for meta in metadata) if self._is_sender else 0
+        return SyncStats(
+            num_bytes=num_bytes, num_buckets=-(-num_bytes // self._bucket_bytes), seconds=time.perf_counter() - started
+        )
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._group = None
+
+    def _broadcast(self, metadata: Sequence[WeightMeta], weights: Iterator[tuple[str, Tensor]]) -> None:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerSendWeightsArgs, NCCLWeightTransferEngine
 
-        metadata = self._source.metadata()
         info = {
             "names": [meta.name for meta in metadata],
             "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in metadata],
@@ -71,32 +96,20 @@ class NcclSender:
             arguments = NCCLTrainerSendWeightsArgs(
                 group=self._group, packed=True, packed_buffer_size_bytes=self._bucket_bytes
             )
-            NCCLWeightTransferEngine.trainer_send_weights(iter(self._source), arguments)
+            NCCLWeightTransferEngine.trainer_send_weights(weights, arguments)
             torch.cuda.synchronize()
             received.result()
         self._client.finish_weight_update()
-        num_bytes = sum(meta.num_bytes for meta in metadata)
-        return SyncStats(
-            num_bytes=num_bytes, num_buckets=-(-num_bytes // self._bucket_bytes), seconds=time.perf_counter() - started
-        )
-
-    def close(self) -> None:
-        """Leave the group."""
-        self._group = None
 
 
-class IpcSender:
-    """Engine and learner share GPUs: engines map the learner's buffers. Every rank sends what its GPU holds."""
+class IpcSender(_GpuSender):
+    """Engine and learner share GPUs: engines map the learner's buffers. Every rank fills one on its own GPU.
 
-    def __init__(
-        self, client: RayWeightSyncClient, source: WeightSource, *, bucket_bytes: int, is_sender: bool
-    ) -> None:
-        self._client = client
-        self._source = source
-        self._bucket_bytes = bucket_bytes
-        self._is_sender = is_sender
-        self._num_buckets = 0
-        self._failure: MRPOError | None = None
+    vLLM collects the handles of all ranks by GPU and hands them to every engine, whose ranks pick their GPU's.
+    """
+
+    _num_buckets = 0
+    _failure: MRPOError | None = None
 
     def connect(self) -> None:
         """CUDA IPC needs no rendezvous; engines are told to get ready all the same."""
@@ -107,16 +120,17 @@ class IpcSender:
         """Hand over all weights in packed buckets.
 
         Raises:
-            WeightSyncError: an engine refused a bucket.
+            WeightSyncError: an engine refused the update or a bucket of it.
         """
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerSendWeightsArgs, IPCWeightTransferEngine
 
         started = time.perf_counter()
+        metadata = self._source.metadata()
         self._num_buckets, self._failure = 0, None
         if self._is_sender:
-            self._client.start_weight_update()
+            self._ask_engines(self._client.start_weight_update)
         arguments = IPCTrainerSendWeightsArgs(
-            send_mode=self._update, packed=True, packed_buffer_size_bytes=self._bucket_bytes
+            send_mode=self._update, packed=True, packed_buffer_size_bytes=ipc_buffer_bytes(metadata, self._bucket_bytes)
         )
         IPCWeightTransferEngine.trainer_send_weights(iter(self._source), arguments)
         if self._failure is not None:
@@ -124,7 +138,7 @@ class IpcSender:
         if self._is_sender:
             self._client.finish_weight_update()
         return SyncStats(
-            num_bytes=sum(meta.num_bytes for meta in self._source.metadata()),
+            num_bytes=sum(meta.num_bytes for meta in metadata),
             num_buckets=self._num_buckets,
             seconds=time.perf_counter() - started,
         )
@@ -133,11 +147,21 @@ class IpcSender:
         """Nothing is held between updates."""
 
     def _update(self, info: Any) -> None:
-        """Called for every bucket in the middle of a collective, which has to go on when an engine fails."""
+        """Called for every bucket."""
+        self._num_buckets += 1
+        bucket = {name: value for name, value in asdict(info).items() if value is not None}
+        self._ask_engines(lambda: self._client.update_weights(bucket))
+
+    def _ask_engines(self, call: Callable[[], None]) -> None:
+        """In the middle of a collective, which has to go on when an engine fails: the failure is kept for its end."""
         if self._failure is not None:
             return
-        self._num_buckets += 1
         try:
-            self._client.update_weights({name: value for name, value in asdict(info).items() if value is not None})
+            call()
         except MRPOError as error:
             self._failure = error
+
+
+def ipc_buffer_bytes(metadata: Sequence[WeightMeta], bucket_bytes: int) -> int:
+    """Size of the one buffer that is shared: vLLM refuses a tensor that is larger, as an embedding is than a bucket."""
+    return max(bucket_bytes, *(meta.num_bytes for meta in metadata))

@@ -60,6 +60,13 @@ class RayWeightSyncClient:
         """Engines run on the new weights from here."""
         self._wait([handle.finish_weight_update.remote() for handle in self._handles])
 
+    def load_adapter(self, files: dict[str, bytes]) -> None:
+        """Engines run on this adapter from here."""
+        import ray
+
+        shared = ray.put(files)
+        self._wait([handle.load_adapter.remote(shared) for handle in self._handles])
+
     def _wait(self, references: list[Any]) -> None:
         import ray
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vllm import ModelRegistry, SamplingParams
 from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logprobs import FlatLogprobs
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -76,6 +79,7 @@ class Engine:
         self._policy_version = 0
         self._updating = False
         self._asleep = False
+        self._adapter: LoRARequest | None = None  # every request is run with it
         # Rendering a prompt asks for torch's thread count to be set, and the CPU worker warns each time that it is not.
         logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
 
@@ -225,6 +229,29 @@ class Engine:
         self._llm.collective_rpc("finish_weight_update")
         self._updating = False
 
+    def load_adapter(self, files: dict[str, bytes]) -> None:
+        """Run on this adapter from here, in place of the former; `set_policy_version` must follow.
+
+        Args:
+            files: by name, as PEFT writes them.
+
+        Raises:
+            WeightSyncError: requests are still running.
+        """
+        self._refuse_busy("load_adapter")
+        self._updating = True  # until the new one is there
+        number = 1
+        if self._adapter is not None:
+            number += self._adapter.lora_int_id
+            self._llm.remove_lora(self._adapter.lora_int_id)
+        with tempfile.TemporaryDirectory(prefix="mrpo-adapter-") as folder:
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
+            # vLLM knows an adapter by its number and would take a new one of the same number for the one it has.
+            self._adapter = LoRARequest(lora_name=f"policy-{number}", lora_int_id=number, lora_path=folder)
+            self._llm.add_lora(self._adapter)
+        self._updating = False
+
     def close(self) -> None:
         """End the engine and its processes."""
         self._llm.engine_core.shutdown()
@@ -243,7 +270,7 @@ class Engine:
         if self._asleep:
             raise WeightSyncError(f"{self._spec.name} sleeps; wake_up and set_policy_version come before requests")
         request_id = str(next(self._ids))
-        self._llm.add_request(request_id, prompt, params)
+        self._llm.add_request(request_id, prompt, params, lora_request=self._adapter)
         self._pending[request_id] = pending
         return request_id
 

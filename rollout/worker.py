@@ -100,6 +100,10 @@ class RolloutWorker:
         """See `Engine.finish_weight_update`."""
         await self._call(lambda engine: engine.finish_weight_update())
 
+    async def load_adapter(self, files: dict[str, bytes]) -> None:
+        """See `Engine.load_adapter`."""
+        await self._call(lambda engine: engine.load_adapter(files))
+
     async def close(self) -> None:
         """End the engine and every process it started, within a few seconds."""
         with contextlib.suppress(TimeoutError):
