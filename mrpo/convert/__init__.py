@@ -1,0 +1,1 @@
+"""InternVL checkpoints between their custom-code layout and the native one, without running their code."""
