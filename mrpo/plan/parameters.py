@@ -74,7 +74,7 @@ def count(
 
 
 def adapter_sizes(architecture: Architecture, *, rank: int, targets: Sequence[str]) -> dict[str, int]:
-    """Parameters that low-rank adapters add to each linear layer: rank · (inputs + outputs) (arXiv 2106.09685, §4.1)."""
+    """Parameters that low-rank adapters add to each linear layer: rank · (inputs + outputs) (arXiv 2106.09685)."""
     if not rank:
         return {}
     return {
