@@ -20,7 +20,7 @@ GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where
 OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
-.PHONY: help setup train sft models convert ablation data eval report test test-all test-gpu check format bench clean
+.PHONY: help setup train plan sft models convert ablation data eval report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="le
 
 sft: setup ## supervised training on gold rationales; EXP=<as for train>, ARGS="sft.lr=1e-5 sft.lora.r=0" (docs/sft.md)
 	@$(BIN)/python -m mrpo.sft $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
+
+plan: setup ## who sits where and what memory a run needs, without a GPU or a download; EXP=internvl3 ARGS="cluster=4x_gpu"
+	@$(BIN)/python -m mrpo.plan $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
 
 ablation: setup ## train the variants of a study and tabulate them; ARGS="study=smoke" (conf/ablation, docs/ablation.md)
 	@$(BIN)/python -m mrpo.ablation $(OVERRIDES)
@@ -79,7 +82,7 @@ format: setup ## apply lint fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure (tests/perf); ARGS="hot_path segmentation memory steps", all by default
+bench: setup ## measure (tests/perf); ARGS="hot_path segmentation memory packing steps", all by default
 	$(BIN)/python -m tests.perf $(ARGS)
 
 clean: ## remove the environment and tool caches; runs/ stays

@@ -1,10 +1,8 @@
 """Bytes that a forward pass keeps for its backward pass, and what works beside them: read off transformers' modules.
 
-Letters: H hidden size, A all query heads together, K all key heads together, I intermediate size, e bytes of a number of
-the training dtype. An operation keeps what its derivative needs: a matrix product its input, a product both factors, SiLU
-and GELU their input, attention by SDPA or flash queries, keys, values, output and one number a head and token. No
-attention keeps an [L, L] matrix. Norms of the Qwen families calculate in float32 and keep a float32 copy (4 bytes) and
-their output before the scale.
+An operation keeps what its derivative needs: a matrix product its input, a product both factors, SiLU and GELU their
+input, attention by SDPA or flash queries, keys, values, output and one number a head and token. No attention keeps an
+[L, L] matrix. Norms of the Qwen families calculate in float32 and keep a float32 copy and their output before the scale.
 """
 
 from __future__ import annotations
@@ -94,7 +92,7 @@ def _text_layer(text: TextSizes, training: Training) -> int:
             "gate_proj": hidden, "up_proj": hidden, "down_proj": text.intermediate,
         }  # fmt: skip
         targets = [name for name in inputs if name in training.lora_targets]
-        # Dropout leaves each adapter an input of its own, and a mask; without it the output of attention is there already.
+        # Dropout leaves each adapter an input of its own, and a mask; else the output of attention is there already.
         sources = {name: name if training.dropout_mask else SHARED_INPUT[name] for name in targets}
         sizes = {source: inputs[name] for name, source in sources.items() if source != "output"}
         adapters = sum(sizes.values()) * (element + training.dropout_mask)

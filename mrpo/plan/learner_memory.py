@@ -152,7 +152,7 @@ def _backward(
     kept: Activations,
     resting: Memory,
 ) -> tuple[Memory, Memory]:
-    """The head's backward pass, which holds all activations, and the first layer's after it, or any when checkpointed."""
+    """The head's backward pass, and the first layer's after it, which both hold all activations."""
     learner, stage, element = settings.learner, settings.learner.zero_stage, training.element
     accumulates = settings.load.num_micro_batches > 1
     own = -(-counts.trainable // settings.num_ranks)

@@ -1,0 +1,188 @@
+"""The plan of a run: who sits where, what each place needs and has, and whether it fits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from mrpo.choices import Device
+from mrpo.config import Config
+from mrpo.placement import Layout, placement_of
+from mrpo.plan.architecture import Architecture, architecture_of
+from mrpo.plan.engine_memory import EngineMemory, engine_memory
+from mrpo.plan.learner_memory import RankMemory, RankSettings, rank_memory
+from mrpo.plan.memory import GIB, Memory, Part, largest
+from mrpo.plan.workload import Workload, workload_of
+
+USABLE = 0.95  # of a GPU's memory: the rest is lost between blocks, and a driver keeps some
+HOST_USABLE = 0.9  # of main memory: the rest is the system's
+DRIVER_BYTES = 2 * GIB  # estimate: the command itself, Ray, the judge's clients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A kind of GPU, or a node's main memory, at the moment when it holds most."""
+
+    name: str
+    number: int  # of such places
+    memory: Memory
+    limit: int  # bytes; for an engine's own GPU its share
+    shortage: str = ""  # what is lacking although the sum fits
+
+    @property
+    def fits(self) -> bool:
+        """Whether the sum stays within the limit and nothing is lacking."""
+        return self.memory.total <= self.limit and not self.shortage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything `make plan` says. Made by `make_plan`."""
+
+    config: Config
+    architecture: Architecture
+    layout: Layout
+    workload: Workload
+    rank: RankMemory
+    engine: EngineMemory
+    places: tuple[Place, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every place does."""
+        return all(place.fits for place in self.places)
+
+    @property
+    def notes(self) -> list[str]:
+        """What may end a run although memory suffices."""
+        rollout, budget = self.config.rollout, self.config.learner.tokens_per_micro_batch
+        sample = self.workload.sample_tokens
+        found = []
+        for name, value in (
+            ("rollout.max_model_len", rollout.max_model_len),
+            ("learner.tokens_per_micro_batch", budget),
+        ):
+            if sample > value:
+                found.append(
+                    f"a prompt with the largest image and the longest completion is about {sample:,} tokens, more than "
+                    f"{name}={value}: raise it, or lower model.max_pixels, model.max_tiles or rollout.max_new_tokens"
+                )
+        return found
+
+
+def make_plan(config: Config, *, architecture: Architecture | None = None) -> Plan:
+    """Calculate; nothing is started, fetched or written.
+
+    Raises:
+        ConfigError: the model's sizes are not to be had, or actors cannot be placed.
+    """
+    architecture = architecture or architecture_of(config.model)
+    layout = placement_of(config)
+    workload = workload_of(config, architecture)
+    rank = rank_memory(
+        architecture,
+        RankSettings(
+            learner=config.learner,
+            num_ranks=config.learner.num_ranks,
+            on_gpu=config.cluster.device == Device.GPU,
+            reference=config.algorithm.loss.beta > 0,
+            freeze_tower=config.model.freeze_vision_tower,
+            freeze_projector=config.model.freeze_projector,
+            load=workload.load,
+        ),
+    )
+    engine = engine_memory(config, architecture, workload)
+    return Plan(
+        config=config,
+        architecture=architecture,
+        layout=layout,
+        workload=workload,
+        rank=rank,
+        engine=engine,
+        places=_places(config, layout, rank, engine),
+    )
+
+
+def _places(config: Config, layout: Layout, rank: RankMemory, engine: EngineMemory) -> tuple[Place, ...]:
+    if config.cluster.device == Device.CPU:
+        return (_cpu_host(config, rank, engine),)
+    hosts = _hosts(config, layout, rank, engine)
+    limit = int(USABLE * config.cluster.gpu_memory_gib * GIB)
+    cache = _cache_shortage(config, engine)
+    if layout.shared:
+        return (*_shared(config, layout, rank, engine, limit=limit, shortage=cache), *hosts)
+    num_engine_gpus = sum(gpu.engine is not None for gpu in layout.gpus)
+    budget = int(config.rollout.gpu_memory_utilization * config.cluster.gpu_memory_gib * GIB)
+    return (
+        Place(
+            name="learner GPU",
+            number=config.learner.num_ranks,
+            memory=largest(rank.learning, rank.publishing),
+            limit=limit,
+        ),
+        Place(name="engine GPU", number=num_engine_gpus, memory=engine.awake, limit=min(budget, limit), shortage=cache),
+        *hosts,
+    )
+
+
+def _cache_shortage(config: Config, engine: EngineMemory) -> str:
+    length = config.rollout.max_model_len
+    if engine.concurrent >= 1:
+        return ""
+    return f"the cache holds {engine.cache_tokens:,} tokens, not one sequence of rollout.max_model_len={length:,}"
+
+
+def _shared(
+    config: Config, layout: Layout, rank: RankMemory, engine: EngineMemory, *, limit: int, shortage: str
+) -> tuple[Place, Place]:
+    """Both moments of a GPU that engine and rank take in turns: weights are sent while the cache is still away."""
+    share = max(engine.awake.total, int(config.rollout.gpu_memory_utilization * config.cluster.gpu_memory_gib * GIB))
+    weights = engine.awake.parts[Part.WEIGHTS]
+    sampling = rank.resting.plus("sampling, learner at rest", engine=share)
+    learning = largest(
+        rank.learning.plus(f"{rank.learning.phase}, engine asleep", engine=engine.asleep),
+        rank.publishing.plus("sending weights, cache asleep", engine=engine.asleep + weights),
+    )
+    number = layout.num_gpus
+    return (
+        Place(name="shared GPU, sampling", number=number, memory=sampling, limit=limit, shortage=shortage),
+        Place(name="shared GPU, learning", number=number, memory=learning, limit=limit),
+    )
+
+
+def _hosts(config: Config, layout: Layout, rank: RankMemory, engine: EngineMemory) -> tuple[Place, ...]:
+    """Main memory of the fullest node; where Ray decides, as if each node took an equal part."""
+    nodes = config.cluster.num_nodes
+    ranks = Counter(gpu.node for gpu in layout.gpus if gpu.rank is not None)
+    engines = Counter(gpu.node for gpu in layout.gpus if gpu.engine is not None)
+    crowds = {node: (ranks[node], engines[node]) for node in {*ranks, *engines}}
+    if None in crowds:
+        crowds = {None: (-(-sum(ranks.values()) // nodes), -(-sum(engines.values()) // nodes))}
+    moments = [_host(rank, engine, *crowd, asleep=layout.shared) for crowd in crowds.values()]
+    limit = int(HOST_USABLE * config.cluster.node_memory_gib * GIB)
+    return (Place(name="node, main memory", number=nodes, memory=largest(*moments), limit=limit),)
+
+
+def _host(rank: RankMemory, engine: EngineMemory, num_ranks: int, num_engine_ranks: int, *, asleep: bool) -> Memory:
+    parts = {part: size * num_ranks for part, size in rank.host.parts.items()}
+    backup = engine.backup if asleep else 0
+    return Memory(phase="always", parts=parts).plus(
+        "engines asleep" if asleep else "always", engine=(engine.host + backup) * num_engine_ranks, context=DRIVER_BYTES
+    )
+
+
+def _cpu_host(config: Config, rank: RankMemory, engine: EngineMemory) -> Place:
+    """One machine holds everything: a learner's step beside engines that keep their memory."""
+    ranks = config.learner.num_ranks
+    parts = {part: size * ranks for part, size in rank.learning.parts.items()}
+    memory = Memory(phase=rank.learning.phase, parts=parts)
+    for part, size in rank.host.parts.items():
+        memory = memory.plus(memory.phase, **{part.name.lower(): size * ranks})
+    engines = engine.awake.total * config.rollout.num_engines
+    return Place(
+        name="this machine, main memory",
+        number=1,
+        memory=memory.plus(memory.phase, engine=engines, context=DRIVER_BYTES),
+        limit=int(HOST_USABLE * config.cluster.node_memory_gib * GIB),
+        shortage=_cache_shortage(config, engine),
+    )
