@@ -13,7 +13,7 @@ from mrpo.types import AnswerJudgement, AnswerRequest, Judgement, JudgeRequest, 
 class RequestUsage:
     """One HTTP request that was made, whatever came of it. A count is None where the endpoint did not say."""
 
-    endpoint: int  # its place in `judge.endpoints.endpoints_of`
+    endpoint: int  # its place in `mrpo.judge_endpoints.endpoints_of`
     model: str
     prompt_tokens: int | None = None  # cached ones included
     cached_prompt_tokens: int | None = None
@@ -27,7 +27,8 @@ class Served:
     judgement: Judgement | AnswerJudgement
     requests: tuple[RequestUsage, ...]  # `judgement.attempts` of them
     model: str | None = None  # that ruled; None: the judgement is a failure
-    out: bool = False  # it failed because no endpoint could be asked; another try may find one
+    out: bool = False  # it failed because no endpoint can be asked; another try may find one
+    trial_passed: bool = False  # the endpoint that the call was told to try works
 
 
 OnRequest = Callable[[RequestUsage], None]

@@ -165,12 +165,14 @@ def _ruled(ruler: Ruler, body: bytes, model: str) -> Response:
 
 
 def read_user_data(body: bytes) -> dict[str, Any]:
-    """The JSON object in the first text part of the user message.
+    """The JSON object that is the first text part of the user message, or the second, after a rubric without a role.
 
     Raises:
         ValueError: the body has no such part.
     """
     match json.loads(body):
+        case {"messages": [{"role": "user", "content": [_, {"type": "text", "text": str(text)}, *_]}]}:
+            data = json.loads(text)
         case {"messages": [*_, {"role": "user", "content": [{"type": "text", "text": str(text)}, *_]}]}:
             data = json.loads(text)
         case _:

@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
-
-from judge.accounting import OnRequest, Rulings, Served
-from judge.api_key import read_api_key
+from judge.accounting import OnRequest, RequestUsage, Rulings, Served
+from judge.actors import ActorLost, JudgeActors, NoActor
+from judge.api_key import key_source, read_key
+from judge.availability import Event, Opened
 from judge.budget import RequestBudget
-from judge.limiter import RateLimiter, RemoteLimiter, split_concurrency
-from judge.worker import JudgeWorker
+from judge.circuits import Circuits
+from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
-from mrpo.errors import ConfigError, MRPOError
+from mrpo.errors import ConfigError
+from mrpo.judge_endpoints import endpoints_of
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
 
-logger = logging.getLogger(__name__)
 Made = TypeVar("Made", Judgement, AnswerJudgement)
 
-ACTOR_CPUS = 0  # judge actors wait on the network, and must find a place where engines and learner hold every core
-REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
+MAX_LOSSES = 2  # actors that may die with a call before it is a failure: it might be what kills them
+OUT_PAUSE_S = 0.05  # an actor may know of an outage before the pool does
+
+
+@dataclass(slots=True)
+class Tally:
+    """How the calls of a pool ended; every call that was begun and is not open ended in exactly one way."""
+
+    begun: int = 0
+    known: int = 0  # rulings from before
+    ruled: int = 0
+    failed: Counter[FailureReason] = field(default_factory=Counter)
+    broken: int = 0  # given up by the caller, or the image cannot be read
+
+    @property
+    def open(self) -> int:
+        """Calls under way."""
+        return self.begun - self.known - self.ruled - self.failed.total() - self.broken
+
+
+@dataclass(slots=True)
+class Account:
+    """What all dispatches of one call took together."""
+
+    started_s: float
+    requests: list[RequestUsage] = field(default_factory=list)
+    attempts: int = 0  # with those that a lost actor may have made
 
 
 class RayJudgePool:
@@ -37,63 +62,55 @@ class RayJudgePool:
         requests_spent: int = 0,
         rulings: Rulings | None = None,
         on_request: OnRequest | None = None,
+        on_outage: Callable[[str], None] | None = None,
     ) -> None:
         """Create the actors; they come up while other parts start.
 
         Args:
-            config: `url` and `model` must be set; the oracle's are set by `OracleServer.endpoint`.
+            config: endpoints must be set; a local judge's are set by `LocalServer.endpoint`.
             requests_spent: HTTP requests of the run's earlier part, when it is resumed with a budget.
             rulings: asked before each call, told of each ruling.
-            on_request: told of every HTTP request, after its call has ended.
+            on_request: told of every HTTP request that is known of, once its call has ended.
+            on_outage: told in a line when an outage begins and when it ends; None: these are logged.
 
         Raises:
-            ConfigError: `url` or `model` is missing, or there are more actors than calls in flight.
+            ConfigError: there is no endpoint, or there are more actors than calls in flight.
         """
-        if config.url is None or config.model is None:
-            raise ConfigError(f"a judge pool needs judge.url and judge.model; got {config.url!r} and {config.model!r}")
+        self._endpoints = endpoints_of(config)
         self._config = config
         self._rulings = rulings
         self._on_request = on_request
         self._budget = RequestBudget(config.max_requests, spent=requests_spent)
-        name = f"judge-{secrets.token_hex(3)}"  # several pools may share a cluster
-        self._limiter_actor = None
-        if config.requests_per_minute is not None or config.tokens_per_minute is not None:
-            self._limiter_actor = _spawn(
-                RateLimiter,
-                f"{name}-limiter",
-                retries=-1,  # a booking made twice costs a little time; a lost one would fail a call
-                requests_per_minute=config.requests_per_minute,
-                tokens_per_minute=config.tokens_per_minute,
-            )
-        limiter = RemoteLimiter(self._limiter_actor) if self._limiter_actor is not None else None
-        self._actors = [
-            _spawn(JudgeWorker, f"{name}-{index}", config, retries=0, concurrency=share, limiter=limiter)
-            for index, share in enumerate(split_concurrency(config))
-        ]
-        self._in_flight = [0] * len(self._actors)
-        self._up = set(range(len(self._actors)))
-        self._some_up = asyncio.Event()
-        self._some_up.set()
-        self._revivals: set[asyncio.Task[None]] = set()
+        self._actors = JudgeActors(config, on_event=self._on_event, open_now=lambda: self._circuits.open)
+        names = [f"{endpoint.model} at {endpoint.url}" for endpoint in self._endpoints]
+        self._circuits = Circuits(names, config, tell=self._actors.set_open, on_event=on_outage)
+        self.tally = Tally()
 
     @property
     def requests_spent(self) -> int:
         """HTTP requests made so far, retries included, those of a resumed run's earlier part too."""
         return self._budget.spent
 
+    def take_metrics(self) -> dict[str, float]:
+        """What the pool measured since this was asked last; what did not happen is left out."""
+        outage_s = self._circuits.take_outage_s()
+        return {"judge/outage_s": outage_s} if outage_s else {}
+
     async def start(self) -> None:
         """Wait until every actor is up.
 
         Raises:
-            ConfigError: the API key is set here but not on an actor's node.
+            ConfigError: an API key is there, but not on an actor's node.
         """
-        with_key = await asyncio.gather(*(actor.has_key.remote() for actor in self._actors))
-        variable = self._config.api_key_env
-        if read_api_key(variable) is not None and not all(with_key):
-            raise ConfigError(
-                f"{variable} is set here but not for {with_key.count(False)} of {len(with_key)} judge actors; "
-                "export it on every node before `ray start` (keys are never sent through Ray)"
-            )
+        found = await self._actors.start()
+        for index, endpoint in enumerate(self._endpoints):
+            source = key_source(self._config, endpoint)
+            missing = [keys[index] for keys in found].count(False)
+            if missing and read_key(source) is not None:
+                raise ConfigError(
+                    f"{source} is set here but not for {missing} of {len(found)} judge actors; "
+                    "export it on every node before `ray start` (keys are never sent through Ray)"
+                )
 
     async def judge(self, request: JudgeRequest) -> Judgement:
         """One ruling or one `JudgeFailure`; see `mrpo.protocols.JudgePool`.
@@ -112,120 +129,102 @@ class RayJudgePool:
         return await self._rule(request, AnswerJudgement)
 
     async def _rule(self, request: JudgeRequest | AnswerRequest, made: type[Made]) -> Made:
-        """One ruling, known from before or by a call within the budget."""
-        started_s = time.time()
+        """One ruling, known from before or by a call, or one failure."""
+        self.tally.begun += 1
+        try:
+            judgement = await self._find_or_call(request, made)
+        except BaseException:
+            self.tally.broken += 1
+            raise
+        if isinstance(judgement.outcome, JudgeFailure):
+            self.tally.failed[judgement.outcome.reason] += 1
+        else:
+            self.tally.ruled += 1
+        return judgement
+
+    async def _find_or_call(self, request: JudgeRequest | AnswerRequest, made: type[Made]) -> Made:
+        account = Account(started_s=time.time())
         known = await self._rulings.find(request) if self._rulings is not None else None
         if known is not None:
-            return _made(made, request.key, known, started_s)
-        served = await self._call(request, made, started_s)
+            return _made(made, request.key, known, account)
+        served = await self._call(request, made, account)
         judgement = served.judgement
         assert isinstance(judgement, made)
         if self._rulings is not None and not isinstance(judgement.outcome, JudgeFailure):
             assert served.model is not None
             await self._rulings.keep(request, judgement.outcome, model=served.model)
-        return judgement
+        return replace(
+            judgement,
+            started_s=account.started_s,
+            attempts=account.attempts,
+            prompt_tokens=sum(item.prompt_tokens or 0 for item in account.requests),
+            completion_tokens=sum(item.completion_tokens or 0 for item in account.requests),
+        )
 
-    async def _call(self, request: JudgeRequest | AnswerRequest, made: type[Made], started_s: float) -> Served:
-        granted = await self._budget.lease(self._config.max_attempts)
-        if granted == 0:
-            detail = f"the run's budget of judge.max_requests={self._config.max_requests} HTTP requests is spent"
-            return _failed(made, request.key, FailureReason.BUDGET, detail, started_s, attempts=0)
-        used = granted  # until it is known better: a lost actor may have made every attempt
+    async def _call(self, request: JudgeRequest | AnswerRequest, made: type[Made], account: Account) -> Served:
+        """Dispatch until there is a ruling or a failure that is the call's own, through outages and lost actors."""
+        losses = 0
+        while True:
+            admission = await self._circuits.admit()
+            if admission.refusal is not None:
+                return _failed(made, request.key, FailureReason.TRANSPORT, admission.refusal, account)
+            try:
+                served = await self._within_budget(request, made, admission.trial, account)
+            except NoActor as error:
+                return _failed(made, request.key, FailureReason.TRANSPORT, str(error), account)
+            except ActorLost as error:
+                losses += 1
+                if losses >= MAX_LOSSES:
+                    return _failed(made, request.key, FailureReason.TRANSPORT, str(error), account)
+                continue
+            if not served.out or self._config.on_outage == OutagePolicy.FAIL:
+                return served
+            if not self._circuits.is_out:
+                await asyncio.sleep(OUT_PAUSE_S)
+
+    async def _within_budget(
+        self, request: JudgeRequest | AnswerRequest, made: type[Made], trial: int | None, account: Account
+    ) -> Served:
+        """One dispatch, with what it may spend and what it spent."""
+        passed: bool | None = None
+        granted = used = 0
         try:
-            served = await self._dispatch(request, made, granted, started_s)
-            used = served.judgement.attempts
-            if self._on_request is not None:
-                for usage in served.requests:
+            granted = await self._budget.lease(self._config.max_attempts)
+            if granted == 0:
+                detail = f"the run's budget of judge.max_requests={self._config.max_requests} HTTP requests is spent"
+                return _failed(made, request.key, FailureReason.BUDGET, detail, account)
+            used = granted  # until it is known better: a lost actor may have made every attempt
+            served = await self._actors.rule(request, granted, trial)
+            used, passed = len(served.requests), served.trial_passed
+            account.requests += served.requests
+            for usage in served.requests:
+                if self._on_request is not None:
                     self._on_request(usage)
             return served
-        finally:
-            await asyncio.shield(self._budget.settle(granted, used))
-
-    async def _dispatch(
-        self, request: JudgeRequest | AnswerRequest, made: type[Made], max_attempts: int, started_s: float
-    ) -> Served:
-        """Hand the call to the actor with the fewest in flight."""
-        try:
-            async with asyncio.timeout(self._config.deadline_s):
-                await self._some_up.wait()
-        except TimeoutError:
-            detail = f"no judge actor came up within judge.deadline_s={self._config.deadline_s:g}"
-            return _failed(made, request.key, FailureReason.TRANSPORT, detail, started_s, attempts=0)
-        index = min(self._up, key=lambda i: self._in_flight[i])
-        self._in_flight[index] += 1
-        call = self._actors[index].rule.remote(request, max_attempts)
-        try:
-            served: Served = await call
-            return served
-        except asyncio.CancelledError:
-            ray.cancel(call)
-            raise
-        except RayActorError as error:
-            self._set_aside(index)
-            detail = f"judge actor {index} was lost: {type(error).__name__}"
-            logger.warning("%s, while it judged %s", detail, request.key)
-            return _failed(made, request.key, FailureReason.TRANSPORT, detail, started_s, attempts=max_attempts)
-        except RayTaskError as error:
-            # Ray's wrapper carries a remote traceback; an error made for users reaches them as it was raised.
-            if isinstance(error.cause, MRPOError):
-                raise error.cause from None
+        except NoActor:
+            used = 0
             raise
         finally:
-            self._in_flight[index] -= 1
+            account.attempts += used
+            self._circuits.tried(trial, passed=passed)
+            if granted:
+                await asyncio.shield(self._budget.settle(granted, used))
 
-    def _set_aside(self, index: int) -> None:
-        """Give a lost actor no calls until it answers again: it would fail them at once and so attract them all."""
-        if index not in self._up:
-            return
-        self._up.discard(index)
-        if not self._up:
-            self._some_up.clear()
-        task = asyncio.get_running_loop().create_task(self._revive(index))
-        self._revivals.add(task)
-        task.add_done_callback(self._revivals.discard)
-
-    async def _revive(self, index: int) -> None:
-        while True:
-            try:
-                await self._actors[index].has_key.remote()
-            except RayActorError:
-                await asyncio.sleep(REVIVE_PAUSE_S)
-            else:
-                break
-        self._up.add(index)
-        self._some_up.set()
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Opened):
+            self._circuits.opened(event.endpoint, event.reason, event.for_s)
 
     def close(self) -> None:
         """End the actors. Calls in flight end as `transport` failures."""
-        for task in self._revivals:
-            task.cancel()
-        for actor in self._actors:
-            ray.kill(actor)
-        if self._limiter_actor is not None:
-            ray.kill(self._limiter_actor)
+        self._circuits.close()
+        self._actors.close()
 
 
-def _spawn(cls: type, name: str, *args: Any, retries: int, **kwargs: Any) -> Any:
-    """The one place where plain classes become actors. `retries`: of a call whose actor died, -1 for ever."""
-    actor_class: Any = ray.remote(cls).options(
-        name=name,
-        num_cpus=ACTOR_CPUS,
-        max_restarts=-1,
-        max_task_retries=retries,
-        max_concurrency=100_000,  # the client's own bound decides; calls beyond it wait inside the actor
-    )
-    return actor_class.remote(*args, **kwargs)
+def _made(made: type[Made], key: str, outcome: Verdicts | bool | JudgeFailure, account: Account) -> Made:
+    """A judgement that no request of now was made for."""
+    fitting: Any = outcome  # which of both rulings it is follows from `made`
+    return made(key=key, outcome=fitting, started_s=account.started_s, ended_s=time.time(), attempts=account.attempts)
 
 
-def _made(made: type[Made], key: str, outcome: Verdicts | bool, started_s: float) -> Made:
-    """A ruling that no request was made for."""
-    ruling: Any = outcome  # which of both follows from `made`
-    return made(key=key, outcome=ruling, started_s=started_s, ended_s=time.time(), attempts=0)
-
-
-def _failed(
-    made: type[Made], key: str, reason: FailureReason, detail: str, started_s: float, *, attempts: int
-) -> Served:
-    failure = JudgeFailure(reason=reason, detail=detail)
-    judgement = made(key=key, outcome=failure, started_s=started_s, ended_s=time.time(), attempts=attempts)
-    return Served(judgement=judgement, requests=())
+def _failed(made: type[Made], key: str, reason: FailureReason, detail: str, account: Account) -> Served:
+    return Served(judgement=_made(made, key, JudgeFailure(reason=reason, detail=detail), account), requests=())

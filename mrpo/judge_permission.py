@@ -10,6 +10,7 @@ from mrpo.config import JudgeConfig
 from mrpo.data.sets import NO_EXTERNAL_JUDGE, SETS, Layout
 from mrpo.errors import ConfigError
 from mrpo.host import is_this_machine
+from mrpo.judge_endpoints import endpoints_of
 from mrpo.types import Example
 
 RESTRICTED = re.compile(rf"credential|physionet|gated|no redistribution|{NO_EXTERNAL_JUDGE}", re.IGNORECASE)
@@ -19,7 +20,7 @@ def is_external(judge: JudgeConfig) -> bool:
     """Whether questions and images leave the user's machines, as far as settings tell."""
     if judge.kind != JudgeKind.OPENAI_COMPATIBLE or judge.on_premises:
         return False
-    return not is_this_machine(judge.url or "")
+    return bool(_elsewhere(judge))
 
 
 def require_judge_allowed(examples: Iterable[Example], judge: JudgeConfig) -> None:
@@ -39,7 +40,13 @@ def require_judge_allowed(examples: Iterable[Example], judge: JudgeConfig) -> No
         by_set = spec is not None and spec.loader != Layout.PUBLISHED and not spec.external_judge_allowed
         if by_set or RESTRICTED.search(license_text):
             raise ConfigError(
-                f"{spec.title if spec else name} may not be sent to an external judge ({license_text}), and judge.url="
-                f"{judge.url} is not this machine; use a judge of your own and say so with judge.on_premises=true, "
+                f"{spec.title if spec else name} may not be sent to an external judge ({license_text}), and the judge "
+                f"at {_elsewhere(judge)[0]} is not this machine; use a judge of your own and say so with "
+                "judge.on_premises=true, "
                 "or judge=none"
             )
+
+
+def _elsewhere(judge: JudgeConfig) -> list[str]:
+    """The endpoints on other machines."""
+    return [endpoint.url for endpoint in endpoints_of(judge) if not is_this_machine(endpoint.url)]

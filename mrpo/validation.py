@@ -22,10 +22,11 @@ from mrpo.choices import (
     Shaping,
     WeightTransfer,
 )
-from mrpo.config import Config
+from mrpo.config import Config, JudgeConfig
 from mrpo.errors import ConfigError
 from mrpo.families import family_of
 from mrpo.images import require_tiles
+from mrpo.judge_endpoints import endpoints_of
 from mrpo.placement import placement_of
 
 Settings = TypeVar("Settings")
@@ -90,11 +91,7 @@ def check_contradictions(config: Config) -> None:
     """
     rollout, judge, cluster, data = config.rollout, config.judge, config.cluster, config.data
     algorithm = config.algorithm
-    if judge.kind == JudgeKind.OPENAI_COMPATIBLE and not (judge.url and judge.model):
-        raise ConfigError(
-            "judge.kind=openai_compatible needs judge.url (e.g. http://host:8000/v1) and judge.model; "
-            f"got url={judge.url!r}, model={judge.model!r}"
-        )
+    _check_endpoints(judge)
     if judge.kind == JudgeKind.ORACLE and data.kind != DataKind.PHANTOM:
         raise ConfigError(
             f"judge.kind=oracle rules on phantom data only, but data.kind={data.kind}; set "
@@ -171,6 +168,17 @@ def check_contradictions(config: Config) -> None:
     if data.num_train is not None and data.num_train < rollout.prompts_per_step:
         raise ConfigError(
             f"data.num_train={data.num_train} is less than rollout.prompts_per_step={rollout.prompts_per_step}"
+        )
+
+
+def _check_endpoints(judge: JudgeConfig) -> None:
+    """Refuse endpoints where none can be, and their absence where one must be."""
+    if judge.kind == JudgeKind.OPENAI_COMPATIBLE:
+        endpoints_of(judge)
+    elif judge.endpoints:
+        raise ConfigError(
+            f"judge.endpoints is for judge.kind=openai_compatible, but judge.kind={judge.kind}; set that, or leave "
+            "judge.endpoints out"
         )
 
 

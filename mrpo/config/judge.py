@@ -48,14 +48,15 @@ class EndpointConfig:
     model: str
     weight: Positive = 1.0  # share of the calls while all are up
     api_key_env: str | None = None  # null: judge.api_key_env
+    api_key_file: str | None = None  # null: judge.api_key_file
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
 class BreakerConfig:
     """When an endpoint gets no calls for a while: its circuit opens, then one probe decides."""
 
-    num_failures: PositiveInt = 5  # in a row
-    cool_down_s: Positive = 10.0  # until a probe
+    num_failures: PositiveInt = 5  # in a row, as one judge actor sees them: no connection, 5xx, no reply in time
+    cool_down_s: Positive = 10.0  # longest time until a probe; the first ones come sooner
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -104,8 +105,8 @@ class JudgeConfig:
     concurrency: PositiveInt = 64  # calls in flight, over all actors
     requests_per_minute: PositiveInt | None = None  # over all actors; null: no limit
     tokens_per_minute: PositiveInt | None = None
-    deadline_s: Positive = 60.0  # of one call, its retries included
-    max_attempts: PositiveInt = 4
+    deadline_s: Positive = 60.0  # of one call: its requests and the pauses between them, not the wait for its turn
+    max_attempts: PositiveInt = 4  # HTTP requests of one call, a hedge included
     backoff_s: Positive = 0.5  # first pause; doubles, jittered, up to backoff_max_s
     backoff_max_s: Positive = 20.0
     hedge_percentile: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None  # a call slower than this share of recent

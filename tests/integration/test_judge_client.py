@@ -43,9 +43,8 @@ async def judge_all(
     *,
     concurrency: int = 4,
     limiter: Limiter | None = None,
-    api_key: str | None = None,
 ) -> list[Judgement]:
-    client = JudgeClient(config, concurrency=concurrency, limiter=limiter, api_key=api_key)
+    client = JudgeClient(config, concurrency=concurrency, limiter=limiter)
     try:
         return await asyncio.gather(*(client.judge(request, max_attempts=config.max_attempts) for request in requests))
     finally:
@@ -291,12 +290,14 @@ def test_text_that_instructs_the_judge_stays_data_on_the_wire(image: str, attack
     assert isinstance(judgement.outcome, Verdicts)
 
 
-def test_the_key_is_sent_and_never_comes_back(image: str) -> None:
+def test_the_key_is_sent_and_never_comes_back(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOUSE_KEY", KEY)
+
     def echo(_: int, received: Received) -> Answer:
         return Answer(status=401, body=f"bad header {received.headers['authorization']}".encode())
 
     with ScriptedServer(echo) as server:
-        judgement = judge_one(config_of(server.url), judge_request(image), api_key=KEY)
+        judgement = judge_one(config_of(server.url, api_key_env="HOUSE_KEY"), judge_request(image))
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
     assert "bad header Bearer ***" in failure_of(judgement).detail
     assert KEY not in repr(judgement)
@@ -314,7 +315,7 @@ def test_the_worker_reads_the_key_from_the_named_variable(
 
     async def scenario(url: str) -> Judgement:
         worker = JudgeWorker(config_of(url, api_key_env="HOUSE_KEY"), concurrency=1, limiter=None)
-        assert await worker.has_key() == (header is not None)
+        assert await worker.has_keys() == [header is not None]
         judgement = (await worker.rule(judge_request(image), 1)).judgement
         assert isinstance(judgement, Judgement)
         return judgement

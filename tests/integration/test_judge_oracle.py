@@ -239,7 +239,7 @@ def test_shares_above_one_are_refused() -> None:
 
 def test_it_answers_any_speaker_of_the_protocol(oracle: LocalServer, image: str) -> None:
     config = JudgeConfig(url=oracle.url, model="another-name")
-    body = build_body(step_prompt(phantom_request(image, write_steps(TRUTH))), config, image_url=None)
+    body = build_body(step_prompt(phantom_request(image, write_steps(TRUTH))), config, model="m", image_url=None)
     response = httpx.post(f"{oracle.url}/chat/completions", content=body, trust_env=False).json()
     assert response["object"] == "chat.completion"
     assert response["choices"][0]["finish_reason"] == "stop"

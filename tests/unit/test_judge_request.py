@@ -39,13 +39,13 @@ def prompt_of(request: JudgeRequest | AnswerRequest) -> Prompt[Any]:
 
 
 def encoded(request: JudgeRequest | AnswerRequest, image_url: str | None = IMAGE_URL) -> bytes:
-    return build_body(prompt_of(request), CONFIG, image_url=image_url)
+    return build_body(prompt_of(request), CONFIG, model="judge-model", image_url=image_url)
 
 
 def body_of(
     request: JudgeRequest | AnswerRequest, config: JudgeConfig = CONFIG, image_url: str | None = IMAGE_URL
 ) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(build_body(prompt_of(request), config, image_url=image_url))
+    body: dict[str, Any] = json.loads(build_body(prompt_of(request), config, model="judge-model", image_url=image_url))
     return body
 
 
