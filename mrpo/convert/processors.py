@@ -13,8 +13,10 @@ IMAGE_TOKENS = {
     "end_image_token": "</img>",
     "context_image_token": "<IMG_CONTEXT>",
 }
-# A new token would have no row in the embeddings, so that one the tokenizer has stands for video.
-VIDEO_TOKENS = ("<video>", "<|video_pad|>")
+# The native processor wants a token for videos too. The custom tokenizer has none but `<|video_pad|>`, which vLLM's
+# native support would take for a regular expression; so it is added, as in the published native checkpoints, with an id
+# beyond the embeddings. Nothing here sends videos.
+VIDEO_TOKEN = "<video>"
 END_OF_TURN = "<|im_end|>"
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -29,7 +31,7 @@ CHAT_TEMPLATE = """\
             {%- if part['type'] == 'image' %}
                 {{- '<IMG_CONTEXT>\\n' }}
             {%- elif part['type'] == 'video' %}
-                {{- '@VIDEO@\\n' }}
+                {{- '<video>\\n' }}
             {%- elif part['type'] == 'text' %}
                 {{- part['text'] }}
             {%- endif %}
@@ -44,7 +46,7 @@ CHAT_TEMPLATE = """\
 
 
 def native_tokenizer(folder: Path, *, vocab_size: int) -> Any:
-    """The tokenizer of a custom-layout folder, with names for its image tokens; no id changes.
+    """The tokenizer of a custom-layout folder, with names for its image tokens and one more, for videos.
 
     Raises:
         ConfigError: an image token is missing, its id has no row in the embeddings, or loading would change an id.
@@ -52,20 +54,18 @@ def native_tokenizer(folder: Path, *, vocab_size: int) -> Any:
     from transformers import Qwen2Tokenizer
 
     known = {token: index for tokens in added_tokens(folder) for token, index in tokens.items()}
-    video = next((token for token in VIDEO_TOKENS if known.get(token, vocab_size) < vocab_size), None)
-    for token in (*IMAGE_TOKENS.values(), END_OF_TURN, video or VIDEO_TOKENS[-1]):
+    for token in (*IMAGE_TOKENS.values(), END_OF_TURN):
         if not known.get(token, vocab_size) < vocab_size:
             raise ConfigError(
                 f"the tokenizer in {folder} has no token {token!r} with a row in the embeddings ({vocab_size} rows); "
                 "use the tokenizer of the published checkpoint"
             )
-    names = {**IMAGE_TOKENS, "video_token": video}
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder, extra_special_tokens=names, local_files_only=True)
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder, extra_special_tokens=IMAGE_TOKENS | {"video_token": VIDEO_TOKEN})
     ids = tokenizer.get_vocab()
     changed = next((token for token, index in known.items() if ids.get(token) != index), None)
     if changed is not None:
         raise ConfigError(
-            f"the tokenizer in {folder} gives {changed!r} the id {known[changed]}, its other files {ids.get(changed)}; "
+            f"the tokenizer in {folder} gives {changed!r} the id {ids.get(changed)}, its other files {known[changed]}; "
             "use the tokenizer of the published checkpoint"
         )
     return tokenizer
@@ -96,7 +96,7 @@ def native_processor(tokenizer: Any, custom: dict[str, Any]) -> Any:
         tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(**normalise),
         image_seq_length=image_tokens(vision["image_size"], vision["patch_size"], custom["downsample_ratio"]),
-        chat_template=CHAT_TEMPLATE.replace("@VIDEO@", tokenizer.video_token),
+        chat_template=CHAT_TEMPLATE,
     )
 
 
