@@ -42,7 +42,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "seed": 0,  # every request brings its own
     }
     if spec.adapter_rank:
-        arguments |= _adapter_arguments(spec.adapter_rank)
+        arguments |= _adapter_arguments(spec)
     if on_cpu:
         arguments |= {
             "skip_mm_profiling": True,
@@ -58,11 +58,18 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     return arguments
 
 
-def _adapter_arguments(rank: int) -> dict[str, Any]:
+def _adapter_arguments(spec: EngineSpec) -> dict[str, Any]:
+    rank = spec.adapter_rank
     fitting = [size for size in ADAPTER_RANKS if size >= rank]
     if not fitting:
         raise ConfigError(
             f"learner.lora.r={rank} is more than the {ADAPTER_RANKS[-1]} that vLLM takes as an adapter; lower it, or "
             "set learner.lora.to_engines=merged"
         )
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": fitting[0]}
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": fitting[0],
+        # Left out, vLLM makes room on the output head too, whose adapter code cannot compute a prompt's log-probs.
+        "lora_target_modules": list(spec.adapter_targets),
+    }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mrpo.choices import Device, LoraTransfer, Placement, WeightTransfer
 from mrpo.config import Config, RolloutConfig
 from mrpo.errors import ConfigError
+from mrpo.families import family_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class EngineSpec:
     weight_transfer: WeightTransfer
     sleeps: bool  # it gives its GPUs to the learner in turns
     adapter_rank: int  # of the adapter that is sent beside the base weights; 0: all weights are sent
+    adapter_targets: tuple[str, ...]  # last names of the layers it is on
     terse: bool  # prompts are the bare question
     max_pixels: int
     max_tiles: int | None  # as `model.max_tiles`
@@ -54,6 +56,7 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
             weight_transfer=config.cluster.weight_transfer,
             sleeps=config.cluster.placement == Placement.COLOCATED,
             adapter_rank=lora.r if lora.to_engines == LoraTransfer.ADAPTER else 0,
+            adapter_targets=lora.targets or family_of(model_type).lora_targets,
             terse=config.model.terse_prompt,
             max_pixels=config.model.max_pixels,
             max_tiles=config.model.max_tiles,

@@ -67,6 +67,12 @@ def test_handles_of_gpu_memory_may_be_pickled_and_nothing_else_is() -> None:
 def test_adapters_get_the_least_room_that_holds_them(rank: int, room: int) -> None:
     arguments = engine_arguments(phantom(f"learner.lora.r={rank}", "learner.lora.to_engines=adapter"))
     assert (arguments["enable_lora"], arguments["max_lora_rank"], arguments["max_loras"]) == (True, room, 1)
+    assert "q_proj" in arguments["lora_target_modules"] and "lm_head" not in arguments["lora_target_modules"]
+
+
+def test_room_is_made_on_the_layers_that_are_trained_alone() -> None:
+    asked = ["learner.lora.r=8", "learner.lora.to_engines=adapter", "learner.lora.targets=[q_proj,v_proj]"]
+    assert engine_arguments(phantom(*asked))["lora_target_modules"] == ["q_proj", "v_proj"]
 
 
 def test_merged_adapters_need_no_room() -> None:
