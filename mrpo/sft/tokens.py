@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mrpo.errors import DataError
 from mrpo.families import Family
 from mrpo.images import read_image
 from mrpo.prompts import chat_messages
 from mrpo.sft.targets import Demonstration, named
+
+Size = tuple[int, int, int]  # width, height and orientation as stored
 
 
 def placeholder_ids(processor: Any, family: Family, image: Image.Image) -> list[int]:
@@ -66,10 +68,10 @@ def check_demonstrations(
         DataError: a text with a vision or chat-control token, a demonstration longer than a micro-batch, or an
             unreadable image; the message names the rows.
     """
-    special = {token.content: index for index, token in _added(processor.tokenizer).items() if token.special}
+    special = [token.content for token in _added(processor.tokenizer).values() if token.special]
     faults: list[str] = []
     longest = 0
-    by_size: dict[tuple[int, int], int] = {}
+    by_size: dict[Size, int] = {}
     targets = target_ids(processor, family, [item.sample.target for item in demonstrations])
     for item, target in zip(demonstrations, targets, strict=True):
         sample = item.sample
@@ -104,10 +106,10 @@ def _added(tokenizer: Any) -> dict[int, Any]:
     return added
 
 
-def _size(path: str) -> tuple[int, int]:
-    """Width and height, from the file's head."""
+def _size(path: str) -> Size:
+    """What decides how many tokens an image takes, from the file's head."""
     try:
         with Image.open(path) as image:
-            return image.size
+            return (*image.size, int(image.getexif().get(ExifTags.Base.Orientation, 1)))
     except OSError as error:
         raise DataError(f"cannot read image {path!r}: {error}; check the path and the file") from error

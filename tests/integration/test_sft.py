@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from learner_world import FAMILIES, build_world, make, spec
+from PIL import ExifTags, Image
 
 from learner.checkpoint import load, save
 from learner.rank import Rank
@@ -27,6 +28,7 @@ from mrpo.choices import DataKind
 from mrpo.config import LoraConfig, LossConfig
 from mrpo.data.jsonl import write_jsonl
 from mrpo.data.phantom import phantom_examples
+from mrpo.errors import DataError
 from mrpo.families import family_of
 from mrpo.images import read_image
 from mrpo.phantom.toy_models import build_toy_model
@@ -35,7 +37,8 @@ from mrpo.prompts import chat_messages
 from mrpo.rows import read_rows
 from mrpo.run_reading import RunStatus, list_checkpoints, read_config, read_metrics, read_state
 from mrpo.sft.heldout import read_heldout
-from mrpo.sft.targets import demonstrations_of
+from mrpo.sft.targets import Demonstration, demonstrations_of
+from mrpo.sft.tokens import check_demonstrations
 from mrpo.types import LearnStats, SftSample
 from tests.integration.test_train import interrupt, wait_for_steps
 from tests.locations import REPOSITORY
@@ -86,6 +89,25 @@ def test_prompts_are_what_the_processor_writes(family: str, world: Path) -> None
         assert found.prompt_token_ids == list(rank.processor(text=[text], images=[[image]])["input_ids"][0])
         shown = rank.processor.tokenizer.decode(found.completion_token_ids)
         assert shown == sample.target + rank.family.end_of_turn
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lengths_are_known_before_the_start(family: str, world: Path, tmp_path: Path) -> None:
+    """Also that of a photograph taken upright and stored lying."""
+    lying = Image.new("RGB", (168, 28))
+    exif = lying.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    lying.save(tmp_path / "lying.jpg", exif=exif)
+    rank = supervised_rank(world, family)
+    samples = [*demonstrations(world, 4), replace(demonstrations(world, 1)[0], image=str(tmp_path / "lying.jpg"))]
+    for sample, tokens in zip(samples, Supervision(rank).tokenize(samples), strict=True):
+        length = len(tokens.prompt_token_ids) + len(tokens.completion_token_ids)
+        shown = [Demonstration(id="q1", sample=sample)]
+        settings = {"max_pixels": rank.spec.max_pixels, "terse": True}
+        found = check_demonstrations(shown, rank.processor, rank.family, **settings, tokens_per_micro_batch=length)
+        assert found == length
+        with pytest.raises(DataError, match=rf"q1: {length} tokens; set it to {length} or more"):
+            check_demonstrations(shown, rank.processor, rank.family, **settings, tokens_per_micro_batch=length - 1)
 
 
 def test_the_loss_is_the_mean_of_the_target_tokens_whatever_the_micro_batches(world: Path) -> None:
