@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import logging
 import mmap
 import os
 import time
@@ -20,7 +23,10 @@ from learner.weight_sync import SyncStats, WeightSyncClient
 from mrpo.errors import ResourceError
 from mrpo.host import host_id
 
+log = logging.getLogger(__name__)
+
 SHM_FOLDER = Path("/dev/shm")
+PREFIX = "mrpo-weights-"
 ALIGNMENT = 64  # bytes, of a tensor in its bucket
 NUM_BUFFERS = 2  # the next bucket is filled in one while engines read the other
 
@@ -43,9 +49,11 @@ class ShmBuffer:
 
     def __init__(self, size: int) -> None:
         """Raises `ResourceError` where the shared memory is too small."""
-        self.path = SHM_FOLDER / f"mrpo-weights-{os.getpid()}-{uuid.uuid4().hex}"
+        self.path = SHM_FOLDER / f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
+            # Held for as long as the file is mapped; it ends with this process, however that ends.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             # Without it a full /dev/shm would kill the process at the first write.
             os.posix_fallocate(descriptor, 0, size)
             self._map = mmap.mmap(descriptor, size)
@@ -76,6 +84,19 @@ class ShmBuffer:
         self.path.unlink(missing_ok=True)
 
 
+def remove_leftovers() -> None:
+    """Remove buffers whose process was killed in the middle of an update; a living one holds its buffers' locks."""
+    for path in SHM_FOLDER.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use (locked), another user's, or gone already
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
+            log.warning("removed %s, which a killed process had left", path)
+
+
 class ShmSender:
     """Fills one buffer while engines read the other."""
 
@@ -89,6 +110,7 @@ class ShmSender:
     def connect(self) -> None:
         """Tell the engines which host the buffers will be on; they refuse another."""
         if self._is_sender:
+            remove_leftovers()
             self._client.init_weight_transfer_engine({"host": host_id()})
 
     def send(self) -> SyncStats:

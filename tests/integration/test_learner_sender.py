@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +132,26 @@ def test_too_little_shared_memory_is_said() -> None:
 
     with pytest.raises(ResourceError, match=r"/dev/shm has no room .*learner\.bucket_mib"):
         ShmSender(receiver_class()(), Huge(1), bucket_bytes=1024, is_sender=True).send()
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_not() -> None:
+    code = (
+        "import sys; from learner.shm_sender import ShmBuffer; buffer = ShmBuffer(4096); "
+        "print(buffer.path, flush=True); sys.stdin.read()"
+    )
+    owners = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    paths = [Path(owner.stdout.readline().strip()) for owner in owners if owner.stdout is not None]
+    try:
+        owners[0].kill()
+        owners[0].wait()
+        assert paths[0].exists()
+        ShmSender(receiver_class()(), Counted(1), bucket_bytes=1024, is_sender=True).connect()
+        assert [path.exists() for path in paths] == [False, True]
+    finally:
+        for owner, path in zip(owners, paths, strict=True):
+            owner.kill()
+            owner.communicate()
+            path.unlink(missing_ok=True)

@@ -6,8 +6,11 @@ One engine serves every test of a family; families besides the first are a slow 
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 import zlib
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -193,38 +196,79 @@ def test_a_bad_request_is_named_and_harms_no_later_one(engine: Started) -> None:
 
 
 def test_new_weights_change_the_policy_and_equal_transformers_with_them(engine: Started, tmp_path: Path) -> None:
-    import shutil
-
     import torch
-    from safetensors.torch import load_file, save_file
 
-    weights = load_file(engine.folder / "model.safetensors")
     generator = torch.Generator().manual_seed(7)
-    changed = {name: w + 0.05 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
-    shutil.copytree(engine.folder, tmp_path / "changed")
-    save_file(changed, tmp_path / "changed" / "model.safetensors", metadata={"format": "pt"})
     before = engine.generate(engine.requests(12))
     scores_before = engine.score(list(before.values()))
-    (handle,) = engine.pool.handles
-    wait(handle.init_weight_transfer_engine.remote({"host": host_id()}))
-    try:
-        send(handle, changed, tmp_path)
-        asyncio.run(engine.pool.set_policy_version(5))
+    with changed_weights(engine, tmp_path, lambda _, w: w + 0.05 * torch.randn(w.shape, generator=generator)) as folder:
         after = engine.generate(engine.requests(12))
         assert {completion.policy_version for completion in after.values()} == {5}
         assert after["0#0"].completion_token_ids != before["0#0"].completion_token_ids
         scores = engine.score(list(before.values()))
-        reference = transformers_scores(engine, tmp_path / "changed", list(before.values()))
+        reference = transformers_scores(engine, folder, list(before.values()))
         for old, ours, theirs in zip(scores_before, scores, reference, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-3)
             assert max(abs(a - b) for a, b in zip(ours, old, strict=True)) > 1e-2
-    finally:
-        send(handle, weights, tmp_path)
-        asyncio.run(engine.pool.set_policy_version(0))
     again = engine.generate(engine.requests(12))
     assert {key: c.completion_token_ids for key, c in again.items()} == {
         key: c.completion_token_ids for key, c in before.items()
     }
+
+
+def test_a_change_of_the_vision_tower_alone_is_seen(engine: Started, tmp_path: Path) -> None:
+    """Text weights stay as they are, so that an engine that lost the tower's, or kept features of old images, fails."""
+    import torch
+
+    generator = torch.Generator().manual_seed(8)
+    changed: set[str] = set()
+
+    def shaken(name: str, weight: Any) -> Any:
+        if not re.search(r"\b(visual|vision_tower)\.", name):
+            return weight
+        changed.add(name)
+        return weight + 0.2 * torch.randn(weight.shape, generator=generator)
+
+    completions = list(engine.generate(engine.requests(8)).values())
+    before = engine.score(completions)
+    with changed_weights(engine, tmp_path, shaken) as folder:
+        after = engine.score(completions)
+        reference = transformers_scores(engine, folder, completions)
+    assert len(changed) > 5
+    for old, ours, theirs in zip(before, after, reference, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+        assert max(abs(a - b) for a, b in zip(ours, old, strict=True)) > 1e-2
+    assert engine.score(completions) == [pytest.approx(old, abs=1e-5) for old in before]
+
+
+def test_a_policy_that_prefers_banned_tokens_still_emits_none(engine: Started, tmp_path: Path) -> None:
+    """The head's rows of all vision and chat-control tokens are made so long that one is nearly always first."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(engine.folder)
+    banned = set(engine.vocabulary.banned)
+    family = FAMILIES[engine.model_type]
+    tags = {f"<{slash}{name}>" for name in (family.think_tag, "answer") for slash in ("", "/")}
+    control = {
+        index for token, index in tokenizer.get_added_vocab().items() if token not in {family.end_of_turn, *tags}
+    }
+    assert tokenizer.convert_tokens_to_ids(family.image_token) in control
+    assert control <= banned
+
+    def favouring(name: str, weight: Any) -> Any:
+        if not name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            return weight
+        longer = weight.clone()
+        longer[sorted(banned)] *= 100.0
+        return longer
+
+    with changed_weights(engine, tmp_path, favouring):
+        for temperature in (1.0, 0.0):
+            sampled = list(engine.generate(engine.requests(24, temperature=temperature, max_new_tokens=40)).values())
+            assert not banned & {token for completion in sampled for token in completion.completion_token_ids}
+            raw = [value for completion in sampled for value in completion.rollout_logprobs]
+            # Raw log-probs are of the policy before the ban.
+            assert sum(value < np.log(0.01) for value in raw) > 0.5 * len(raw), "it does prefer them"
 
 
 def test_an_update_that_leaves_weights_out_is_refused_and_can_be_completed(engine: Started, tmp_path: Path) -> None:
@@ -286,6 +330,26 @@ async def as_own_error(reference: Awaitable[T]) -> T:
         return await reference
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+
+
+@contextmanager
+def changed_weights(engine: Started, folder: Path, change: Callable[[str, Any], Any]) -> Iterator[Path]:
+    """The engine runs on changed weights, version 5, and a folder holds them as a checkpoint; afterwards on its own."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(engine.folder / "model.safetensors")
+    changed = {name: change(name, weight) for name, weight in weights.items()}
+    shutil.copytree(engine.folder, folder / "changed")
+    save_file(changed, folder / "changed" / "model.safetensors", metadata={"format": "pt"})
+    (handle,) = engine.pool.handles
+    wait(handle.init_weight_transfer_engine.remote({"host": host_id()}))
+    try:
+        send(handle, changed, folder)
+        asyncio.run(engine.pool.set_policy_version(5))
+        yield folder / "changed"
+    finally:
+        send(handle, weights, folder)
+        asyncio.run(engine.pool.set_policy_version(0))
 
 
 def send(handle: Any, weights: dict[str, Any], folder: Path) -> None:
