@@ -17,6 +17,7 @@ from mrpo.choices import Attention, Dtype
 from mrpo.errors import ConfigError
 from mrpo.families import Family, family_of
 from mrpo.images import set_up_processor
+from mrpo.weight_files import ties_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,10 @@ def load_model(
         ConfigError: flash-attn is asked for where it cannot run; a weight is missing or has another shape.
     """
     kernels = implementation(attention, device=device, dtype=dtype)
-    model = _whole_model(getattr(transformers, family.model_class), folder, dtype=dtype, attn_implementation=kernels)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.tie_word_embeddings = ties_embeddings(Path(folder))
+    options = {"config": config, "dtype": dtype, "attn_implementation": kernels}
+    model = _whole_model(getattr(transformers, family.model_class), folder, **options)
     if gradient_checkpointing:
         # The re-entrant variant needs an input that requires grad, which a frozen vision tower does not have.
         model.gradient_checkpointing_enable({"use_reentrant": False})

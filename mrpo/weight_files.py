@@ -14,6 +14,7 @@ from typing import Any
 
 from mrpo.errors import DataError
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pth", "*.pt")
@@ -58,6 +59,22 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
         if name not in headers[file_name]:
             raise DataError(f"{folder / file_name} holds no tensor {name!r}, which {INDEX_FILE} places there; {FETCH}")
     return {name: headers[file_name][name] for name, file_name in index.items()}
+
+
+def ties_embeddings(folder: Path) -> bool:
+    """Whether the input embeddings are the output layer too: as config.json says, or as the weights where it is silent.
+
+    It was silent where an earlier library's default said it: OpenGVLab/InternVL3-8B-hf has an output layer of its own,
+    which vLLM drops under the default of today.
+
+    Raises:
+        DataError: damaged or missing files.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    for section in (config, config.get("text_config") or {}):
+        if "tie_word_embeddings" in section:
+            return bool(section["tie_word_embeddings"])
+    return not any(name.endswith("lm_head.weight") for name in read_tensors(folder))
 
 
 def _index(folder: Path) -> dict[str, str] | None:

@@ -31,6 +31,7 @@ from mrpo.families import Family, family_of
 from mrpo.images import processor_settings, read_image
 from mrpo.prompts import chat_messages
 from mrpo.types import Completion, RolloutRequest, ScoreSample
+from mrpo.weight_files import ties_embeddings
 from rollout.engine_arguments import engine_arguments
 from rollout.request import build_completion, refuse_mixed
 from rollout.spec import EngineSpec
@@ -352,5 +353,6 @@ def _engine_args(spec: EngineSpec, image_settings: dict[str, Any]) -> EngineArgs
     return EngineArgs(
         **engine_arguments(spec),
         mm_processor_kwargs=image_settings,
+        hf_overrides={"tie_word_embeddings": ties_embeddings(Path(spec.model_folder))},
         weight_transfer_config=WeightTransferConfig(backend=spec.weight_transfer.value),
     )
