@@ -63,7 +63,7 @@ class JudgeActors:
                 requests_per_minute=config.requests_per_minute,
                 tokens_per_minute=config.tokens_per_minute,
             )
-        limiter = RemoteLimiter(self._limiter) if self._limiter is not None else None
+        limiter = RemoteLimiter(f"{name}-limiter") if self._limiter is not None else None
         self._actors = [
             _spawn(JudgeWorker, f"{name}-{index}", config, retries=0, concurrency=share, limiter=limiter)
             for index, share in enumerate(shares)

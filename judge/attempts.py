@@ -10,7 +10,7 @@ from judge.availability import Availability
 from judge.backoff import pause_s
 from judge.call import Call, Conclusion, Replied, Retryable
 from judge.latencies import Latencies
-from judge.limiter import Limiter
+from judge.limiter import Limiter, wait_for_rate
 from judge.reply import Reply, Ruling
 from judge.sender import Sender
 from judge.slots import Slot, Slots, Target
@@ -108,14 +108,17 @@ class Attempts:
         """One request, or two, in slots of their own."""
         slot = await self._slots.take(begun=bool(call.requests))
         try:
-            await self._wait_for_rate(call)
+            await self._wait_for_rate(call, slot, endpoint)
             return await self._within_deadline(call, slot, endpoint)
         finally:
             self._slots.give_back(slot)
 
-    async def _wait_for_rate(self, call: Call[Ruling]) -> None:
+    async def _wait_for_rate(self, call: Call[Ruling], slot: Slot, endpoint: int) -> None:
+        target = self._targets[endpoint]
+        call.body(target.model)  # whatever takes time is done before, so that the request leaves at its time
+        slot.client(target)
         if self._limiter is not None:
-            await asyncio.sleep(await self._limiter.reserve(call.estimated_tokens))
+            await wait_for_rate(self._limiter, call.estimated_tokens)
 
     async def _within_deadline(self, call: Call[Ruling], slot: Slot, endpoint: int) -> Replied[Ruling] | Retryable:
         limit_s = call.left_s
@@ -171,7 +174,7 @@ class Attempts:
             return None
         slot = await self._slots.take(begun=True)
         try:
-            await self._wait_for_rate(call)
+            await self._wait_for_rate(call, slot, endpoint)
             return await self._sender.send(call, slot, endpoint)
         finally:
             self._slots.give_back(slot)

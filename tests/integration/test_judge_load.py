@@ -1,0 +1,65 @@
+"""Calls under load and random faults: none lost, none counted twice, no limit exceeded as the server sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mrpo.config import JudgeConfig
+from mrpo.types import JudgeFailure, Verdicts
+from tests.integration.judge_load_run import Load, run_load
+from tests.integration.judge_load_server import Faults
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(300)]
+NUMBER = 600
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "scan.png"
+    Image.new("L", (84, 84), 90).save(path)
+    return str(path)
+
+
+def assert_accounts_agree(load: Load, number: int) -> None:
+    assert [judgement.key for judgement in load.judgements] == [str(index) for index in range(number)]
+    for judgement in load.judgements:
+        assert isinstance(judgement.outcome, JudgeFailure) or len(judgement.outcome.alignment) == 2
+    ruled = sum(isinstance(judgement.outcome, Verdicts) for judgement in load.judgements)
+    assert (load.tally.begun, load.tally.ruled, load.tally.failed.total()) == (number, ruled, number - ruled)
+    assert (load.tally.open, load.tally.broken, load.tally.known) == (0, 0, 0)
+    made = sum(judgement.attempts for judgement in load.judgements)
+    assert made == load.requests_spent == load.told.total() == len(load.seen.arrived_s)
+
+
+def test_every_call_ends_once_and_concurrency_holds(image: str) -> None:
+    config = JudgeConfig(num_actors=4, concurrency=64, deadline_s=2.0, backoff_s=0.1)
+    load = run_load(image, NUMBER, Faults(), config)
+    assert_accounts_agree(load, NUMBER)
+    assert load.seen.max_in_flight <= 64
+    reasons = {str(reason) for reason in load.tally.failed}
+    assert reasons <= {"timeout", "bad_json", "transport", "rate_limited"}
+    assert {"timeout", "bad_json"} <= reasons
+    assert 0.85 * NUMBER <= load.tally.ruled <= 0.95 * NUMBER  # a hang or garbage ends a call: about 10 %
+
+
+def test_rates_hold_with_retries_and_hedges(image: str) -> None:
+    """3,000 a minute are 50 a second: no window of 2 s holds more than 100, and what may leave late."""
+    config = JudgeConfig(
+        num_actors=4, concurrency=16, deadline_s=4.0, backoff_s=0.1, requests_per_minute=3000, hedge_percentile=80.0
+    )
+    load = run_load(image, 300, Faults(latency_s=0.05), config)
+    assert_accounts_agree(load, 300)
+    assert load.seen.max_in_flight <= 16
+    assert load.seen.most_within(2.0) <= 112
+    assert load.tally.ruled >= 0.9 * 300  # a hang is rescued by the second request
+
+
+def test_random_429s_with_retry_after_stop_their_own_call_only(image: str) -> None:
+    faults = Faults(rate_limited=0.1, errors=0.0, hangs=0.0, garbage=0.0, retry_after="1", latency_s=0.05)
+    load = run_load(image, 400, faults, JudgeConfig(num_actors=2, concurrency=16, backoff_s=0.1, max_attempts=8))
+    assert_accounts_agree(load, 400)
+    assert load.tally.ruled == 400
+    assert load.wall_s < 15.0  # 450 requests at 320 a second, and a second or two for those turned away
