@@ -16,7 +16,7 @@ class Published:
 
     hub_id: str
     license: str  # as its model card and repository state it; a person reads them before use
-    experiment: str | None = None  # the file of conf/experiment that starts from it
+    experiments: tuple[str, ...]  # files of conf/experiment that start from it
     convert: bool = False  # in the custom-code layout, which `make convert` rewrites
     note: str = ""
 
@@ -44,6 +44,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 APACHE = "Apache-2.0"
 # The cards of InternVL3 name the "Qwen License" for this part; Qwen published Qwen2.5-7B under Apache-2.0.
 INTERNVL_LICENSE = "MIT; language model Qwen2.5-7B: Apache-2.0 (the card says Qwen License)"
+INTERNVL_RECIPES = ("internvl3", "internvl3_lora_1gpu")
 QWEN_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 FAMILIES: dict[str, Family] = {
@@ -62,7 +63,7 @@ FAMILIES: dict[str, Family] = {
             pixel_inputs=("pixel_values", "image_grid_thw"),
             lora_targets=QWEN_LORA_TARGETS,
             processor_files=PROCESSOR_FILES,
-            published=(Published(hub_id="Qwen/Qwen2.5-VL-7B-Instruct", license=APACHE, experiment="qwen2_5_vl"),),
+            published=(Published(hub_id="Qwen/Qwen2.5-VL-7B-Instruct", license=APACHE, experiments=("qwen2_5_vl",)),),
         ),
         Family(
             model_type="qwen3_vl",
@@ -77,7 +78,7 @@ FAMILIES: dict[str, Family] = {
             pixel_inputs=("pixel_values", "image_grid_thw"),
             lora_targets=QWEN_LORA_TARGETS,
             processor_files=PROCESSOR_FILES,
-            published=(Published(hub_id="Qwen/Qwen3-VL-8B-Instruct", license=APACHE, experiment="qwen3_vl"),),
+            published=(Published(hub_id="Qwen/Qwen3-VL-8B-Instruct", license=APACHE, experiments=("qwen3_vl",)),),
         ),
         Family(
             model_type="internvl",
@@ -96,13 +97,13 @@ FAMILIES: dict[str, Family] = {
                 Published(
                     hub_id="OpenGVLab/InternVL3-8B-hf",
                     license=INTERNVL_LICENSE,
-                    experiment="internvl3",
+                    experiments=INTERNVL_RECIPES,
                     note="after preference tuning (MPO): not the paper's starting point",
                 ),
                 Published(
                     hub_id="OpenGVLab/InternVL3-8B-Instruct",
                     license=INTERNVL_LICENSE,
-                    experiment="internvl3",
+                    experiments=INTERNVL_RECIPES,
                     convert=True,
                     note="the paper's",
                 ),

@@ -24,9 +24,8 @@ def models_table() -> Table:
         tag = f"<{family.think_tag}>"
         for published in family.published:
             name = published.hub_id + (f" ({published.note})" if published.note else "")
-            start = "–" if published.experiment is None else _start(published)
             needs = "yes" if published.convert else "no"
-            cells = (family.model_type, name, published.license, tag, start, needs)
+            cells = (family.model_type, name, published.license, tag, _start(published), needs)
             table.add_row(*(Text(cell) for cell in cells))
         if family.model_type in set(ToyFamily):
             cells = (family.model_type, "toy, about a million parameters", "–", tag, _toy(family.model_type), "no")
@@ -37,7 +36,7 @@ def models_table() -> Table:
 
 def _start(published: Published) -> str:
     changed = ' ARGS="model.path=<converted folder>"' if published.convert else ""
-    return f"EXP={published.experiment}{changed}"
+    return " or ".join(f"EXP={name}" for name in published.experiments) + changed
 
 
 def _toy(model_type: str) -> str:

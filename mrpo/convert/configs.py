@@ -125,12 +125,14 @@ def _refuse_unsupported(custom: Tree, text: Tree, vision: Tree) -> None:
             raise ConfigError(f"config.json: {name}={found!r} instead of {wanted}; {MODEL}")
 
 
-def custom_config(native: Tree, images: Tree, *, template: str = "internvl2_5") -> Tree:
+def custom_config(native: Tree, images: Tree, *, has_head: bool, template: str = "internvl2_5") -> Tree:
     """A `config.json` of the custom layout, without pointers to code.
 
     Args:
         native: the native `config.json`.
         images: settings of the native image processor.
+        has_head: the weights hold an output layer; decides whether it is the embeddings' where the config is silent, as
+            that of OpenGVLab/InternVL3-8B-hf is.
         template: the conversation template that the layout's own code is to use.
 
     Raises:
@@ -145,7 +147,7 @@ def custom_config(native: Tree, images: Tree, *, template: str = "internvl2_5") 
             raise ConfigError(f"config.json: {name}={found!r} instead of {wanted!r}; {MODEL}")
     size, patch = _side(vision, "image_size"), _side(vision, "patch_size")
     max_tiles = int(images.get("max_patches", 12)) if images.get("crop_to_patches", True) else 1
-    tied = bool(native.get("tie_word_embeddings", text.get("tie_word_embeddings", True)))
+    tied = bool(native.get("tie_word_embeddings", text.get("tie_word_embeddings", not has_head)))
     dtype = native.get("dtype") or native.get("torch_dtype") or "bfloat16"
     return {
         "architectures": ["InternVLChatModel"],

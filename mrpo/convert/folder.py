@@ -15,7 +15,7 @@ from mrpo.checkpoint_checks import CONFIG_FILE, check_checkpoint, model_type_of
 from mrpo.convert.configs import custom_config, native_config, shape_of_custom, shape_of_native
 from mrpo.convert.plan import NewTensor, to_custom, to_native
 from mrpo.convert.processors import END_OF_TURN, IMAGE_TOKENS, generation_settings, native_processor, native_tokenizer
-from mrpo.convert.tensor_names import pairs
+from mrpo.convert.tensor_names import HEAD, pairs, saved_name
 from mrpo.convert.writer import FILE_BYTES, write_weights
 from mrpo.errors import ConfigError, ResourceError
 from mrpo.families import CUSTOM_LAYOUT, FAMILIES
@@ -153,7 +153,8 @@ def _kept_or_derived(source: Path, native: dict[str, Any]) -> dict[str, Any]:
     """
     kept = source / KEPT_FOLDER / CONFIG_FILE
     if not kept.is_file():
-        return custom_config(native, _image_settings(source))
+        has_head = HEAD in {saved_name(name) for name in read_tensors(source)}
+        return custom_config(native, _image_settings(source), has_head=has_head)
     custom = read_json(kept)
     if native_config(
         custom, image_token_id=native["image_token_id"], end_of_turn_id=native["text_config"]["eos_token_id"]

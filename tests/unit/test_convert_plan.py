@@ -76,11 +76,11 @@ def test_configs_keep_what_shapes_the_model() -> None:
     assert (native["image_seq_length"], native["image_token_id"]) == (256, 151667)
     assert native["text_config"]["eos_token_id"] == 151645, "the end of a turn, not of the text"
     assert native["tie_word_embeddings"] is native["text_config"]["tie_word_embeddings"] is False
-    again = custom_config(native, {"min_patches": 2, "max_patches": 6, "crop_to_patches": True})
+    again = custom_config(native, {"min_patches": 2, "max_patches": 6, "crop_to_patches": True}, has_head=True)
     assert (again["min_dynamic_patch"], again["max_dynamic_patch"]) == (2, 6)
     assert again["vision_config"]["image_size"] == 448 and again["llm_config"]["rope_theta"] == 1e6
     assert native_config(again, image_token_id=151667, end_of_turn_id=151645) == native
-    one_tile = custom_config(native, {"crop_to_patches": False, "max_patches": 12})
+    one_tile = custom_config(native, {"crop_to_patches": False, "max_patches": 12}, has_head=True)
     assert (one_tile["min_dynamic_patch"], one_tile["max_dynamic_patch"]) == (1, 1)
 
 
@@ -88,10 +88,20 @@ def test_rotary_settings_of_transformers_5_become_those_of_4() -> None:
     native = native_of(CUSTOM)
     del native["text_config"]["rope_scaling"], native["text_config"]["rope_theta"]
     native["text_config"]["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5e5}
-    language = custom_config(native, {})["llm_config"]
+    language = custom_config(native, {}, has_head=True)["llm_config"]
     assert (language["rope_theta"], language["rope_scaling"]) == (5e5, {"rope_type": "dynamic", "factor": 2.0})
     native["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
-    assert custom_config(native, {})["llm_config"]["rope_scaling"] is None
+    assert custom_config(native, {}, has_head=True)["llm_config"]["rope_scaling"] is None
+
+
+def test_weights_say_whether_the_head_is_tied_where_the_config_does_not() -> None:
+    native = native_of(CUSTOM)
+    for has_head in (True, False):
+        assert custom_config(native, {}, has_head=has_head)["llm_config"]["tie_word_embeddings"] is False
+    del native["tie_word_embeddings"], native["text_config"]["tie_word_embeddings"]
+    for has_head in (True, False):
+        derived = custom_config(native, {}, has_head=has_head)
+        assert derived["tie_word_embeddings"] is derived["llm_config"]["tie_word_embeddings"] is not has_head
 
 
 @pytest.mark.parametrize(
