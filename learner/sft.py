@@ -6,21 +6,20 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import distributed as dist
 
-from learner.images import PixelInputs
+from learner.agreement import together
 from learner.inputs import Sample
 from learner.lora import seed_dropout
 from learner.rank import Rank
 from learner.schedule import WARM_START_WARMUP_SHARE, sft_lr
 from learner.step import all_reduce, apply_update, grad_norm, plan_own
 from mrpo.errors import DataError
-from mrpo.images import read_image
-from mrpo.sft.tokens import placeholder_ids, prompt_ids, target_ids
+from mrpo.sft.tokens import Placeholders, prompt_ids, target_ids
 from mrpo.types import LearnStats, ScoreSample, SftSample
 
 log = logging.getLogger(__name__)
@@ -36,12 +35,12 @@ class SftStats:
     seconds: float
 
 
-@dataclass(slots=True)
 class Supervision:
     """Supervised steps of one rank; every rank makes the same calls and takes its share of each batch."""
 
-    rank: Rank
-    _placeholders: dict[int, list[int]] = field(default_factory=dict)  # token ids of an image by how many it takes
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self._placeholders = Placeholders(rank.processor, rank.family, max_pixels=rank.spec.max_pixels)
 
     def step(self, examples: Sequence[SftSample], *, num_steps: int, lr: float, warmup_share: float) -> LearnStats:
         """One AdamW step on the mean negative log-prob of the target tokens of `examples`.
@@ -88,8 +87,7 @@ class Supervision:
         total = 0.0
         rank.engine.eval()
         try:
-            for indices in plan_own(rank, samples):
-                part = [samples[index] for index in indices]
+            for part in _own_parts(rank, samples):
                 logprobs, _ = rank.engine(rank.inputs.build(part or samples[:1]).to(rank.device))
                 total -= float(logprobs.double().sum()) if part else 0.0
         finally:
@@ -137,13 +135,12 @@ class Supervision:
             DataError: an unreadable image, or a target with a vision token.
         """
         rank = self.rank
-        pixels = rank.images.get([example.image for example in examples if example.image is not None])
         targets = target_ids(rank.processor, rank.family, [example.target for example in examples])
         samples = [
             ScoreSample(
                 key=f"example {example.image!r} {example.question!r}",
                 image=example.image,
-                prompt_token_ids=self._prompt(example, pixels),
+                prompt_token_ids=self._prompt(example),
                 completion_token_ids=target,
             )
             for example, target in zip(examples, targets, strict=True)
@@ -153,15 +150,9 @@ class Supervision:
             raise DataError(f"targets may not hold a vision token, but {faulty[0]} does; remove it from the text")
         return samples
 
-    def _prompt(self, example: SftSample, pixels: dict[str, PixelInputs]) -> list[int]:
+    def _prompt(self, example: SftSample) -> list[int]:
         rank = self.rank
-        image_ids: list[int] | None = None
-        if example.image is not None:
-            num_tokens = pixels[example.image].num_tokens
-            if num_tokens not in self._placeholders:
-                image = read_image(example.image, max_pixels=rank.spec.max_pixels)
-                self._placeholders[num_tokens] = placeholder_ids(rank.processor, rank.family, image)
-            image_ids = self._placeholders[num_tokens]
+        image_ids = None if example.image is None else self._placeholders.ids(example.image)
         return prompt_ids(rank.processor, rank.family, example.question, image_ids, terse=rank.spec.terse)
 
     def _update(self, samples: Sequence[Sample], lr: float) -> tuple[float, int]:
@@ -169,9 +160,8 @@ class Supervision:
         rank, num_tokens = self.rank, _num_targets(samples)
         loss_sum = 0.0
         failure = ""
-        plan = plan_own(rank, samples)
-        for indices in plan:
-            part = [samples[index] for index in indices]
+        parts = _own_parts(rank, samples)
+        for part in parts:
             batch = rank.inputs.build(part or samples[:1]).to(rank.device)
             logprobs, _ = rank.engine(batch)
             loss = -logprobs.sum() / num_tokens * (1.0 if part else 0.0)
@@ -180,7 +170,18 @@ class Supervision:
             if not math.isfinite(loss_sum):
                 failure = failure or f"supervised training: the loss of a batch with {samples[0].key} is {loss_sum}"
         apply_update(rank, lr, failure)
-        return _summed(rank, loss_sum), len(plan)
+        return _summed(rank, loss_sum), len(parts)
+
+
+def _own_parts(rank: Rank, samples: Sequence[Sample]) -> list[list[Sample]]:
+    """This rank's micro-batches, their images read; an empty one where its peers have one more.
+
+    Raises:
+        DataError: on every rank, an image that one of them cannot read.
+    """
+    parts = [[samples[index] for index in indices] for indices in plan_own(rank, samples)]
+    together(rank.world_size, lambda: rank.inputs.check([sample for part in parts for sample in part]))
+    return parts
 
 
 def _draw(num_examples: int, num_draws: int, seed: int) -> list[int]:

@@ -16,9 +16,30 @@ from mrpo.sft.targets import Demonstration, named
 Size = tuple[int, int, int]  # width, height and orientation as stored
 
 
-def placeholder_ids(processor: Any, family: Family, image: Image.Image) -> list[int]:
-    """Token ids of one image in a prompt, by the model's own processor."""
-    return list(processor(text=[family.image_placeholder], images=[[image]])["input_ids"][0])
+class Placeholders:
+    """Token ids of images in prompts, by the model's own processor.
+
+    They follow from an image's size, so one image of each size is taken through the processor.
+    """
+
+    def __init__(self, processor: Any, family: Family, *, max_pixels: int) -> None:
+        self._processor = processor
+        self._family = family
+        self._max_pixels = max_pixels
+        self._by_size: dict[Size, list[int]] = {}
+
+    def ids(self, path: str) -> list[int]:
+        """Token ids that stand for the image of a file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        size = _size(path)
+        if size not in self._by_size:
+            image = read_image(path, max_pixels=self._max_pixels)
+            outputs = self._processor(text=[self._family.image_placeholder], images=[[image]])
+            self._by_size[size] = list(outputs["input_ids"][0])
+        return self._by_size[size]
 
 
 def prompt_ids(
@@ -29,7 +50,7 @@ def prompt_ids(
     The placeholder is made of special tokens, at which a tokenizer cuts: the text on either side stands for itself.
 
     Args:
-        image_ids: see `placeholder_ids`; None: the question is about no image.
+        image_ids: see `Placeholders`; None: the question is about no image.
         terse: without the instruction.
     """
     messages = chat_messages(question, family, terse=terse, shows_image=image_ids is not None)
@@ -62,8 +83,6 @@ def check_demonstrations(
 ) -> int:
     """The tokens of the longest demonstration, prompt included; refuses what training would stumble over.
 
-    The tokens of an image follow from its size, so one image of each size is taken through the processor.
-
     Raises:
         DataError: a text with a vision or chat-control token, a demonstration longer than a micro-batch, or an
             unreadable image; the message names the rows.
@@ -71,7 +90,7 @@ def check_demonstrations(
     special = [token.content for token in _added(processor.tokenizer).values() if token.special]
     faults: list[str] = []
     longest = 0
-    by_size: dict[Size, int] = {}
+    placeholders = Placeholders(processor, family, max_pixels=max_pixels)
     targets = target_ids(processor, family, [item.sample.target for item in demonstrations])
     for item, target in zip(demonstrations, targets, strict=True):
         sample = item.sample
@@ -81,14 +100,8 @@ def check_demonstrations(
                 f"{item.id}: its text holds the special token {found[0]}, which stands for an image or for the form "
                 "of a chat; remove it from question, rationale and answer"
             )
-        num_tokens = len(target)
-        if sample.image is None:
-            num_tokens += len(prompt_ids(processor, family, sample.question, None, terse=terse))
-        else:
-            size = _size(sample.image)
-            if size not in by_size:
-                by_size[size] = len(placeholder_ids(processor, family, read_image(sample.image, max_pixels=max_pixels)))
-            num_tokens += len(prompt_ids(processor, family, sample.question, (), terse=terse)) + by_size[size]
+        image_ids = None if sample.image is None else placeholders.ids(sample.image)
+        num_tokens = len(prompt_ids(processor, family, sample.question, image_ids, terse=terse)) + len(target)
         longest = max(longest, num_tokens)
         if num_tokens > tokens_per_micro_batch:
             faults.append(f"{item.id}: {num_tokens} tokens")

@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from learner_world import FAMILIES, build_world, make, spec
 from PIL import ExifTags, Image
 
 from learner.checkpoint import load, save
+from learner.group import DeepSpeedLearner
 from learner.rank import Rank
 from learner.sft import Supervision
 from learner.step import score
@@ -153,6 +155,38 @@ def test_training_under_dropout_goes_on_to_the_bit(world: Path, tmp_path: Path) 
     assert plain[1:] != begun[1:], "dropout does something"
     held_out = Supervision(second)
     assert held_out.loss(samples) == held_out.loss(samples), "a held-out loss sees no dropout"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ranks_change_nothing(world: Path) -> None:
+    """Two ranks under ZeRO-3 give one rank's losses, and fall together over an image that one of them cannot read."""
+    lora = replace(LORA, dropout=0.0)
+    alone = supervised_rank(world, lora=lora, tokens_per_micro_batch=120)
+    samples = demonstrations(world)
+    held_out = Supervision(alone).loss(samples)
+    expected = steps(alone, samples, 3)
+
+    async def on_two_ranks() -> None:
+        settings = spec(
+            world, loss=LossConfig(beta=0.0), lora=lora, num_ranks=2, zero_stage=3, tokens_per_micro_batch=120
+        )
+        learner = DeepSpeedLearner(settings)
+        await learner.start()
+        try:
+            assert await learner.sft_loss(samples) == (pytest.approx(held_out[0], rel=1e-5), held_out[1])
+            for one in expected:
+                both = await learner.sft_step(samples, num_steps=20, lr=5e-3, warmup_share=0.1)
+                assert both.loss == pytest.approx(one.loss, rel=1e-4)
+                assert (both.lr, both.num_tokens) == (one.lr, one.num_tokens)
+            torn = world / "torn.png"
+            torn.write_bytes((world / "0.png").read_bytes()[:200])
+            with pytest.raises(DataError, match=r"cannot read image .*torn\.png"):
+                await learner.sft_loss([*samples[:3], replace(samples[3], image=str(torn))])
+            assert (await learner.sft_loss(samples[:1]))[1] > 0, "the group works on, with fewer samples than ranks"
+        finally:
+            await learner.close()
+
+    asyncio.run(on_two_ranks())
 
 
 # The command
