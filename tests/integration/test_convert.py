@@ -27,6 +27,7 @@ from learner.step import score
 from mrpo.checkpoint_checks import check_checkpoint
 from mrpo.convert.__main__ import main
 from mrpo.convert.folder import KEPT_FOLDER, convert, plan_conversion
+from mrpo.errors import ConfigError, DataError
 from mrpo.families import FAMILIES
 from mrpo.phantom.toy_models import build_toy_model
 from mrpo.prompts import chat_messages
@@ -247,3 +248,33 @@ def test_a_derived_config_is_what_the_published_one_says(world: World, tmp_path:
         assert len(shared) > 15
         assert {name: derived[section][name] for name in shared} == {name: original[section][name] for name in shared}
     assert derived["llm_config"]["eos_token_id"] == 258
+
+
+def edit_config(folder: Path, section: str, **fields: object) -> None:
+    file = folder / "config.json"
+    tree = json.loads(file.read_text())
+    tree[section].update(fields)
+    file.write_text(json.dumps(tree))
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(world: World, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(world.custom, short)
+    edit_config(short, "llm_config", vocab_size=266)
+    with pytest.raises(ConfigError, match=r"no token '<IMG_CONTEXT>' with a row in the embeddings \(266 rows\)"):
+        convert(plan_conversion(short), tmp_path / "out")
+    changed = tmp_path / "changed"
+    shutil.copytree(world.native, changed)
+    edit_config(changed, "text_config", rms_norm_eps=1e-5)
+    with pytest.raises(ConfigError, match=f"no longer describes .*delete {changed / KEPT_FOLDER}"):
+        plan_conversion(changed)
+    with pytest.raises(ConfigError, match="exists already"):
+        convert(plan_conversion(world.custom), changed)
+    cut = tmp_path / "cut"
+    shutil.copytree(world.custom, cut)
+    planned = plan_conversion(cut)
+    file = cut / "model-00001-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(DataError, match="ends inside tensor"):
+        convert(planned, tmp_path / "out")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["changed", "cut", "short"]
