@@ -3,6 +3,7 @@
 - `hot_path`: completions a second through segmentation, spans, advantages and shaping, and with the library rewards.
 - `segmentation`: our sentence rules and pysbd on the hand-cut corpus.
 - `memory`: peak memory of the chunked log-probs against the naive form.
+- `packing`: tokens a second with samples packed into one row, and padded to the longest.
 - `steps`: wall time of a 64-completion step of the phantom default at zero judge latency, against the same work in
   plain transformers (`generate`, then one forward and backward pass and AdamW), which is what a trainer without a
   rollout engine does; and with 2 s of judge latency, how much of the judging generation hid.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from mrpo.rows import read_rows
 from mrpo.run_reading import read_metrics
-from tests.perf import hot_path, logprob_memory, segmentation
+from tests.perf import hot_path, logprob_memory, packing, segmentation
 from tests.perf.peer import time_peer_steps
 
 logger = logging.getLogger("bench")
@@ -100,6 +101,7 @@ BENCHES: dict[str, Callable[[], bool | None]] = {
     "hot_path": hot_path.log_rates,
     "segmentation": segmentation.log_table,
     "memory": logprob_memory.report,
+    "packing": packing.report,
     "steps": bench_steps,
 }
 
