@@ -17,6 +17,7 @@ from mrpo.choices import (
     Device,
     Importance,
     JudgeKind,
+    LoraTransfer,
     Placement,
     Ratio,
     Shaping,
@@ -137,6 +138,12 @@ def check_contradictions(config: Config) -> None:
     if cluster.device == Device.GPU and cluster.weight_transfer == WeightTransfer.SHM:
         raise ConfigError("cluster.weight_transfer=shm is for CPU engines; with cluster.device=gpu use nccl or ipc")
     _check_placement(config)
+    lora = config.learner.lora
+    if lora.to_engines == LoraTransfer.ADAPTER and not lora.r:
+        raise ConfigError(
+            "learner.lora.to_engines=adapter, but learner.lora.r=0 has no adapter to send; set learner.lora.r, or "
+            "learner.lora.to_engines=merged"
+        )
     if rollout.max_new_tokens >= rollout.max_model_len:
         raise ConfigError(
             f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt in "
