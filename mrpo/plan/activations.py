@@ -1,8 +1,8 @@
 """Bytes that a forward pass keeps for its backward pass, and what works beside them: read off transformers' modules.
 
 An operation keeps what its derivative needs: a matrix product its input, a product both factors, SiLU and GELU their
-input, attention by SDPA or flash queries, keys, values, output and one number a head and token. No attention keeps an
-[L, L] matrix. Norms of the Qwen families calculate in float32 and keep a float32 copy and their output before the scale.
+input, attention by SDPA or flash queries, keys, values, output and one number a head and token. No [L, L] matrix is
+kept. Norms of the Qwen families calculate in float32 and keep a float32 copy and their output before the scale.
 """
 
 from __future__ import annotations

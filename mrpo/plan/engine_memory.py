@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
 
 from mrpo.choices import Device, Dtype
 from mrpo.config import Config
@@ -85,12 +87,11 @@ def engine_memory(config: Config, architecture: Architecture, workload: Workload
     )
 
 
+@cache
 def _parameters_of_gpu(architecture: Architecture, gpus: int) -> int:
     """Tensor parallelism deals matrices out and repeats vectors; the vision tower's are dealt out as well."""
     total = 0
     for shape in tensors_of(architecture).values():
-        size = 1
-        for length in shape:
-            size *= length
+        size = math.prod(shape)
         total += -(-size // gpus) if len(shape) > 1 else size
     return total

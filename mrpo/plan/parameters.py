@@ -7,8 +7,10 @@ adapters' targets apply.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 
 from mrpo.plan.architecture import Architecture, VisionSizes
 
@@ -30,9 +32,10 @@ class ParameterCounts:
     largest: int  # parameters of the largest tensor
 
 
-def tensors_of(architecture: Architecture) -> dict[str, Shape]:
+@cache
+def tensors_of(architecture: Architecture) -> Mapping[str, Shape]:
     """All parameters; a head that is tied to the embedding is not there a second time."""
-    return dict(_all(architecture))
+    return MappingProxyType(dict(_all(architecture)))
 
 
 def count(

@@ -10,6 +10,7 @@ from mrpo.choices import Device, Placement, WeightTransfer
 from mrpo.config import Config
 from mrpo.errors import ConfigError
 from mrpo.plan.architecture import Architecture
+from mrpo.plan.memory import GIB
 from mrpo.plan.plan import Plan, make_plan
 from mrpo.validation import check_contradictions
 
@@ -99,6 +100,9 @@ def _steps(plan: Plan) -> Iterator[tuple[str, Overrides]]:
             least = -(-plan.workload.sample_tokens // TOKENS_STEP) * TOKENS_STEP
             if least < rollout.max_model_len:
                 yield "shorter sequences", {"rollout.max_model_len": least}
+    elif plan.engine.concurrent < 1:
+        needed = plan.engine.bytes_per_token * rollout.max_model_len
+        yield "a larger cache", {"rollout.kv_cache_gib": -(-needed // GIB)}
     for budget in _budgets(plan):
         overrides = {"learner.tokens_per_micro_batch": budget}
         if _fits(config, architecture, overrides):

@@ -26,6 +26,7 @@ def render(plan: Plan, remedies: list[Remedy]) -> RenderableType:
     """Model, actors, memory, workload, notes and verdict."""
     parts: list[RenderableType] = [model_line(plan), actors(plan), memory(plan), workload(plan)]
     parts += [Text(f"note: {note}", style="yellow") for note in plan.notes]
+    parts += [Text(f"{place.name}: {place.shortage}", style="red") for place in plan.places if place.shortage]
     parts += [Text(f"would fit: {remedy.text}\n  ({remedy.what})", style="bold") for remedy in remedies]
     return Group(*parts, Text("Estimated, never measured on a GPU; docs/plan.md says what is not in it.", style="dim"))
 
