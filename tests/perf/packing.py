@@ -89,8 +89,8 @@ def _compare(
     ratios = [padded / packed for packed, padded in zip(seconds["packed"], seconds["padded"], strict=True)]
     wasted = 1 - sum(lengths) / sum(max(lengths[i] for i in part) * len(part) for part in padded_plan)
     logger.info(
-        "budget %d: packed %d tokens a CPU second in %d micro-batches, padded %d in %d (%.0f %% padding); ratio %.2f, of rounds "
-        "%.2f to %.2f; log-probs differ by at most %.0e a token",
+        "budget %d: packed %d tokens a CPU second in %d micro-batches, padded %d in %d (%.0f %% padding); "
+        "ratio %.2f, of rounds %.2f to %.2f; log-probs differ by at most %.0e a token",
         budget, rates["packed"], len(packed_plan), rates["padded"], len(padded_plan), 100 * wasted,
         statistics.median(ratios), min(ratios), max(ratios), difference,
     )  # fmt: skip
