@@ -58,6 +58,9 @@ class Attempts:
                     return self._nobody(call)
                 continue
             result = await self._request(call, endpoint)
+            if result is None:
+                endpoint = None
+                continue
             if isinstance(result, Replied):
                 return Conclusion(reply=result.reply, model=result.model)
             call.failure = result.failure
@@ -104,14 +107,22 @@ class Attempts:
             failure = JudgeFailure(reason=failure.reason, detail=detail)
         return Conclusion(reply=Reply(outcome=failure), out=out)
 
-    async def _request(self, call: Call[Ruling], endpoint: int) -> Replied[Ruling] | Retryable:
-        """One request, or two, in slots of their own."""
+    async def _request(self, call: Call[Ruling], endpoint: int) -> Replied[Ruling] | Retryable | None:
+        """One request, or two, in slots of their own; None: the endpoint may not be asked any more."""
         slot = await self._slots.take(begun=bool(call.requests))
         try:
+            if not self._may_ask(call, endpoint):
+                return None
             await self._wait_for_rate(call, slot, endpoint)
+            if not self._may_ask(call, endpoint):
+                return None
             return await self._within_deadline(call, slot, endpoint)
         finally:
             self._slots.give_back(slot)
+
+    def _may_ask(self, call: Call[Ruling], endpoint: int) -> bool:
+        is_trial = endpoint == call.trial and not call.requests
+        return is_trial or self._availability.may_ask(endpoint)
 
     async def _wait_for_rate(self, call: Call[Ruling], slot: Slot, endpoint: int) -> None:
         target = self._targets[endpoint]

@@ -64,12 +64,16 @@ class Availability:
 
     def choose(self, *, avoid: int | None = None) -> int | None:
         """An endpoint by weight, `avoid` only where there is no other; None: none may be asked now."""
-        now = self.clock()
-        usable = [i for i, state in enumerate(self._states) if not state.is_open and state.held_until <= now]
+        usable = [index for index in range(len(self._states)) if self.may_ask(index)]
         if len(usable) > 1:
             usable = [index for index in usable if index != avoid]
             return self.rng.choices(usable, [self._states[index].weight for index in usable])[0]
         return usable[0] if usable else None
+
+    def may_ask(self, index: int) -> bool:
+        """Whether its circuit is closed and no pause asked for."""
+        state = self._states[index]
+        return not state.is_open and state.held_until <= self.clock()
 
     def hold_s(self) -> float | None:
         """Seconds until the first endpoint may be asked again; None: no pause ends it, every circuit is open."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +80,7 @@ class Controller:
     watchers: Sequence[Watcher]
     stop: asyncio.Event
     step: int = 0  # optimizer steps done; also the policy version
+    judge_metrics: Callable[[], Mapping[str, float]] = dict  # what the judge's pool measured since the last step
     _probe: ScoreSample | None = None
     _start_step: int = field(init=False)
     _saved_step: int | None = None
@@ -175,7 +176,7 @@ class Controller:
     def _record_step(
         self, batch: ScoredBatch, stats: LearnStats | None, noisy: NoisyTraces, *, started_s: float, sync_s: float
     ) -> None:
-        metrics = noisy.metrics() | step_metrics(
+        metrics = noisy.metrics() | dict(self.judge_metrics()) | step_metrics(
             batch.traces,
             stats,
             threshold=self.config.algorithm.threshold,

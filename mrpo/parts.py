@@ -23,6 +23,7 @@ from mrpo.config import BertScoreConfig, Config, JudgeConfig, LoraConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
 from mrpo.errors import MRPOError
+from mrpo.judge_endpoints import endpoints_of
 from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
 from mrpo.placement import Seat, Seats, placement_of
 from mrpo.preflight import check_gpus
@@ -64,6 +65,7 @@ async def running_parts(
     judge_requests_spent: int,
     log_dir: Path,
     after_ray: Callable[[], None],
+    on_judge_outage: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Parts]:
     """Start everything a training run needs, warm start included; end it all on leaving.
 
@@ -76,6 +78,7 @@ async def running_parts(
         judge_requests_spent: HTTP requests of the run's earlier part.
         log_dir: existing folder for the engines' output.
         after_ray: called once Ray is up (it replaces signal handlers).
+        on_judge_outage: told in a line when the judge goes down and when it is up again; None: these are logged.
 
     Raises:
         ResourceError: the cluster has too few GPUs.
@@ -91,7 +94,7 @@ async def running_parts(
         folder, model_type = str(policy), model_type_of(policy)
         seats = await _reserve(config, stack)
         async with first_failure_ends_all() as group:
-            judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
+            judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent, on_judge_outage))
             rollout = group.create_task(
                 _start_rollout(config, folder, model_type, console, stack, log_dir, seats.engines)
             )
@@ -245,7 +248,8 @@ def judge_identity(config: JudgeConfig) -> JudgeIdentity | None:
     from judge.answer_rubric import ANSWER_RUBRIC_VERSION
     from judge.rubric import RUBRIC_VERSION
 
-    return JudgeIdentity(model=str(config.model), step_rubric=RUBRIC_VERSION, answer_rubric=ANSWER_RUBRIC_VERSION)
+    model = ", ".join(dict.fromkeys(endpoint.model for endpoint in endpoints_of(config)))
+    return JudgeIdentity(model=model, step_rubric=RUBRIC_VERSION, answer_rubric=ANSWER_RUBRIC_VERSION)
 
 
 def answer_similarity(config: Config) -> Similarity | None:
@@ -300,7 +304,11 @@ async def _answer_of(call: Awaitable[Any]) -> Any:
 
 
 async def _start_judge(
-    config: Config, console: Console, stack: AsyncExitStack, requests_spent: int
+    config: Config,
+    console: Console,
+    stack: AsyncExitStack,
+    requests_spent: int,
+    on_outage: Callable[[str], None] | None = None,
 ) -> RayJudgePool | None:
     if config.judge.kind == JudgeKind.NONE:
         console.note("no judge: rewards are answer-only, no step is ruled on")
@@ -311,7 +319,7 @@ async def _start_judge(
 
     with console.stage(f"judge ({config.judge.kind})"):
         endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
-        pool = RayJudgePool(endpoint, requests_spent=requests_spent)
+        pool = RayJudgePool(endpoint, requests_spent=requests_spent, on_outage=on_outage)
         stack.callback(pool.close)
         await pool.start()
     return pool

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mrpo.checkpoint_source import local_checkpoint
@@ -134,6 +135,7 @@ class _Run:
                 judge_requests_spent=judge_requests(run),
                 log_dir=log_dir,
                 after_ray=self._catch_signals,
+                on_judge_outage=partial(run.event, level=logging.WARNING),
             ) as parts:
                 if checkpoint is not None:
                     await parts.learner.load(str(checkpoint.path))
@@ -169,6 +171,7 @@ class _Run:
             watchers=[self.console, tracker],
             stop=self.stop,
             step=step,
+            judge_metrics=parts.judge.take_metrics if parts.judge is not None else dict,
         )
 
     def _catch_signals(self) -> None:

@@ -101,12 +101,22 @@ def counts(run: RunData) -> list[tuple[str, str]]:
         ("cut by the token limit", _of(run.total("completion/truncated"), completions)),
         ("judgements asked for", f"{asked:,.0f}"),
         ("judgements failed", unanswered),
+        *_outage(run),
         ("groups", f"{groups:,.0f}"),
         ("groups dropped (fewer than 2 completions left)", _of(run.total("groups/dropped"), groups)),
         ("groups of equal rewards (zero advantage)", _of(run.total("groups/constant"), groups)),
         ("answer-only groups, no gold rationale", _of(run.total("groups/answer_only_no_rationale"), groups)),
         ("answer-only groups, judge failed", _of(run.total("groups/answer_only_judge_failed"), groups)),
     ]
+
+
+def _outage(run: RunData) -> list[tuple[str, str]]:
+    """How long training had no judge, where that happened."""
+    steps = [step for step, seconds in run.series("judge/outage_s") if seconds]
+    if not steps:
+        return []
+    where = f"step {steps[0]:.0f}" if len(steps) == 1 else f"{len(steps)} steps from {steps[0]:.0f} on"
+    return [("time without a judge", f"{duration(run.total('judge/outage_s'))}, in {where}")]
 
 
 def notices(run: RunData) -> list[str]:

@@ -23,7 +23,7 @@ def image(tmp_path: Path) -> str:
     return str(path)
 
 
-def assert_accounts_agree(load: Load, number: int) -> None:
+def assert_accounts_agree(load: Load, number: int, *, is_hedged: bool = False) -> None:
     assert [judgement.key for judgement in load.judgements] == [str(index) for index in range(number)]
     for judgement in load.judgements:
         assert isinstance(judgement.outcome, JudgeFailure) or len(judgement.outcome.alignment) == 2
@@ -31,7 +31,9 @@ def assert_accounts_agree(load: Load, number: int) -> None:
     assert (load.tally.begun, load.tally.ruled, load.tally.failed.total()) == (number, ruled, number - ruled)
     assert (load.tally.open, load.tally.broken, load.tally.known) == (0, 0, 0)
     made = sum(judgement.attempts for judgement in load.judgements)
-    assert made == load.requests_spent == load.told.total() == len(load.seen.arrived_s)
+    assert made == load.requests_spent == load.told.total()
+    # A hedge may be given up before it has left: it is counted all the same.
+    assert 0 <= made - len(load.seen.arrived_s) <= (0.02 * made if is_hedged else 0)
 
 
 def test_every_call_ends_once_and_concurrency_holds(image: str) -> None:
@@ -51,7 +53,7 @@ def test_rates_hold_with_retries_and_hedges(image: str) -> None:
         num_actors=4, concurrency=16, deadline_s=4.0, backoff_s=0.1, requests_per_minute=3000, hedge_percentile=80.0
     )
     load = run_load(image, 300, Faults(latency_s=0.05), config)
-    assert_accounts_agree(load, 300)
+    assert_accounts_agree(load, 300, is_hedged=True)
     assert load.seen.max_in_flight <= 16
     assert load.seen.most_within(2.0) <= 112
     assert load.tally.ruled >= 0.9 * 300  # a hang is rescued by the second request
