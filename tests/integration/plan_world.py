@@ -118,8 +118,12 @@ def measure(spec: LearnerSpec, samples: list[TrainSample]) -> Measured:
         train_step(rank, samples, progress=0.5)
     assert profiler.profiler is not None
     roots = profiler.profiler.kineto_results.experimental_event_tree()
-    totals = [event.extra_fields.total_allocated for event in _flat(roots) if event.tag == _EventType.Allocation]
-    return Measured(before=before, peak=before + max(totals))
+    blocks = [event for event in _flat(roots) if event.tag == _EventType.Allocation]
+    blocks.sort(key=lambda event: event.start_time_ns)
+    # The sum goes on from measurement to measurement; it starts with what is left of the one before.
+    first = blocks[0].extra_fields
+    left = first.total_allocated - first.alloc_size
+    return Measured(before=before, peak=before + max(block.extra_fields.total_allocated for block in blocks) - left)
 
 
 def _flat(events: Any) -> Iterator[Any]:
