@@ -181,7 +181,7 @@ class Placement(StrEnum):
 class Attention(StrEnum):
     """The learner's attention kernel."""
 
-    AUTO = "auto"  # flash-attn on a GPU where it is installed and the number format allows it, SDPA elsewhere
+    AUTO = "auto"  # flash-attn where it is installed and the number format allows it, else torch's flash kernel or SDPA
     FLASH_ATTENTION_2 = "flash_attention_2"
     SDPA = "sdpa"
 

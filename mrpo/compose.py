@@ -163,7 +163,7 @@ def resume_config(run: Path, overrides: Sequence[str], *, adjust: Adjust | None 
     for override in parsed:
         _refuse_removal(override)
         _refuse_several_values(override)
-        _refuse_fixed(override)
+        _refuse_fixed(override, saved)
     try:
         tree = OmegaConf.create(saved)
         for override in parsed:
@@ -206,9 +206,11 @@ def _refuse_several_values(override: Override) -> None:
         )
 
 
-def _refuse_fixed(override: Override) -> None:
+def _refuse_fixed(override: Override, saved: dict[str, Any]) -> None:
     name = override.key_or_group
     is_fixed = any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED)
+    if is_fixed and OmegaConf.select(OmegaConf.create(saved), name, default=...) == override.value():
+        return  # said again as it is
     if name in GROUPS or (is_fixed and name not in MOVABLE):
         raise ConfigError(f"{name}={override.value()} cannot change when a run is resumed; start a new run for it")
 

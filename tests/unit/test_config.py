@@ -175,6 +175,11 @@ def saved_run(tmp_path: Path) -> Path:
         return run.path
 
 
+def test_what_a_run_means_may_be_said_again_as_it_is(saved_run: Path) -> None:
+    again = resume_config(saved_run, ["seed=5", "data.num_train=2048", "model.path=null", "learner.lora.targets=[]"])
+    assert again == resume_config(saved_run, [])
+
+
 def test_resume_takes_the_saved_configuration_and_value_overrides(saved_run: Path) -> None:
     config = resume_config(saved_run, ["resume=x", "num_steps=400"])
     assert (config.learner.lr, config.seed, config.num_steps, config.resume) == (3e-4, 5, 400, str(saved_run))
