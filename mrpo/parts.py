@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mrpo.checkpoint_source import model_type_of
-from mrpo.choices import LEXICAL_NOTICE, Device, EncoderPlacement, JudgeKind, Placement
-from mrpo.config import BertScoreConfig, Config, JudgeConfig, LoraConfig
+from mrpo.choices import Device, EncoderPlacement, Placement
+from mrpo.config import BertScoreConfig, Config, LoraConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
 from mrpo.errors import MRPOError
-from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_parts import start_judge
 from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
 from mrpo.placement import Seat, Seats, placement_of
 from mrpo.preflight import check_gpus
@@ -94,7 +94,7 @@ async def running_parts(
         folder, model_type = str(policy), model_type_of(policy)
         seats = await _reserve(config, stack)
         async with first_failure_ends_all() as group:
-            judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent, on_judge_outage))
+            judge = group.create_task(start_judge(config, console, stack, judge_requests_spent, on_judge_outage))
             rollout = group.create_task(
                 _start_rollout(config, folder, model_type, console, stack, log_dir, seats.engines)
             )
@@ -141,7 +141,7 @@ async def running_evaluation_parts(
         rollout: asyncio.Task[VllmRolloutPool] | None = None
         seats = Seats() if model_folder is None else await _reserve(config, stack, learner=False)
         async with first_failure_ends_all() as group:
-            judge = group.create_task(_start_judge(config, console, stack, judge_requests_spent))
+            judge = group.create_task(start_judge(config, console, stack, judge_requests_spent))
             if model_folder is not None:
                 model_type = model_type_of(model_folder)
                 starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir, seats.engines)
@@ -218,40 +218,6 @@ def _stop_ray() -> None:
     ray.shutdown()
 
 
-def check_judge_endpoint(config: Config) -> None:
-    """Whether there is a judge to call; asked before anything expensive.
-
-    Raises:
-        ConfigError: its settings are wrong.
-        JudgeUnavailableError: it does not answer.
-    """
-    from judge.check import check_judge
-
-    check_judge(config.judge)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeIdentity:
-    """Which judge ruled, by which rubrics; verdicts of two identities are not comparable."""
-
-    model: str
-    step_rubric: str | None  # version; None: it goes by rules of its own
-    answer_rubric: str | None
-
-
-def judge_identity(config: JudgeConfig) -> JudgeIdentity | None:
-    """The judge of a run; None where there is none."""
-    if config.kind == JudgeKind.NONE:
-        return None
-    if config.kind != JudgeKind.OPENAI_COMPATIBLE:
-        return JudgeIdentity(model=str(config.kind), step_rubric=None, answer_rubric=None)
-    from judge.answer_rubric import ANSWER_RUBRIC_VERSION
-    from judge.rubric import RUBRIC_VERSION
-
-    model = ", ".join(dict.fromkeys(endpoint.model for endpoint in endpoints_of(config)))
-    return JudgeIdentity(model=model, step_rubric=RUBRIC_VERSION, answer_rubric=ANSWER_RUBRIC_VERSION)
-
-
 def answer_similarity(config: Config) -> Similarity | None:
     """The encoder of answers where it belongs in this process; one for an actor of this machine is only looked up.
 
@@ -301,39 +267,6 @@ async def _answer_of(call: Awaitable[Any]) -> Any:
         raise
     except RayActorError as error:
         raise MRPOError(f"the BERTScore actor was lost and did not come back: {error}") from None
-
-
-async def _start_judge(
-    config: Config,
-    console: Console,
-    stack: AsyncExitStack,
-    requests_spent: int,
-    on_outage: Callable[[str], None] | None = None,
-) -> RayJudgePool | None:
-    if config.judge.kind == JudgeKind.NONE:
-        console.note("no judge: rewards are answer-only, no step is ruled on")
-        return None
-    if config.judge.kind == JudgeKind.LEXICAL:
-        console.note(LEXICAL_NOTICE)
-    from judge.pool import RayJudgePool
-
-    with console.stage(f"judge ({config.judge.kind})"):
-        endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
-        pool = RayJudgePool(endpoint, requests_spent=requests_spent, on_outage=on_outage)
-        stack.callback(pool.close)
-        await pool.start()
-    return pool
-
-
-def _judge_endpoint(config: Config, stack: AsyncExitStack) -> JudgeConfig:
-    """The judge's address; a local judge's server is started for it."""
-    from judge.local_server import LOCAL_KINDS, LocalServer
-
-    if config.judge.kind not in LOCAL_KINDS:
-        return config.judge
-    server = LocalServer(config.judge, seed=config.seed)
-    stack.callback(server.close)
-    return server.start().endpoint()
 
 
 async def _reserve(config: Config, stack: AsyncExitStack, *, learner: bool = True) -> Seats:

@@ -25,8 +25,9 @@ from mrpo.console import Console
 from mrpo.controller import Controller, StopRequested
 from mrpo.data.load import Dataset, load_dataset
 from mrpo.errors import MRPOError
+from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
-from mrpo.parts import Parts, answer_similarity, check_judge_endpoint, running_parts
+from mrpo.parts import Parts, answer_similarity, running_parts
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import RunFolder, check_writable, resumed_run

@@ -36,8 +36,9 @@ from mrpo.eval.results import set_title, summarise_sets
 from mrpo.eval.store import IDENTITY_FILE, EvaluationStore, make_folder
 from mrpo.eval.subject import Subject, context_length, digest_of, find_subject
 from mrpo.eval.vlmevalkit import write_vlmevalkit_tsv
+from mrpo.judge_parts import check_judge_endpoint, judge_identity
 from mrpo.judge_permission import require_judge_allowed
-from mrpo.parts import answer_similarity, check_judge_endpoint, judge_identity, running_evaluation_parts
+from mrpo.parts import answer_similarity, running_evaluation_parts
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.report.benchmark import write_benchmark
 from mrpo.rewards.scorer import Similarity

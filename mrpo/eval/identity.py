@@ -10,7 +10,7 @@ from typing import Any
 
 from mrpo.config import Config, plain
 from mrpo.eval.questions import QuestionSet
-from mrpo.parts import judge_identity
+from mrpo.judge_parts import judge_identity
 
 MEASURED = (  # settings that change what is generated, or how it is rated
     "seed",

@@ -23,8 +23,9 @@ from mrpo.console import Console
 from mrpo.controller import StopRequested
 from mrpo.data.load import load_dataset
 from mrpo.errors import MRPOError
+from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
-from mrpo.parts import answer_similarity, check_judge_endpoint, running_evaluation_parts
+from mrpo.parts import answer_similarity, running_evaluation_parts
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import RunFolder, check_writable, resumed_run

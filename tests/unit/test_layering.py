@@ -10,7 +10,13 @@ import pytest
 
 import mrpo
 
-ROOTS = {"mrpo.train", "mrpo.parts", "mrpo.ray_placement", "mrpo.compose"}  # composition roots and what only they use
+ROOTS = {
+    "mrpo.train",
+    "mrpo.parts",
+    "mrpo.judge_parts",
+    "mrpo.ray_placement",
+    "mrpo.compose",
+}  # composition roots and what only they use
 ROOT_PACKAGES = ("mrpo.ablation",)  # expands Hydra's sweeps
 HEAVY = ("ray", "vllm", "deepspeed", "httpx", "hydra", "wandb", "judge", "rollout", "learner")
 CORE = sorted(
