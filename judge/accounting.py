@@ -31,13 +31,21 @@ class Served:
     trial_passed: bool = False  # the endpoint that the call was told to try works
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownRuling:
+    """A ruling from before, and which model made it."""
+
+    ruling: Verdicts | bool
+    model: str
+
+
 OnRequest = Callable[[RequestUsage], None]
 
 
 class Rulings(Protocol):
     """Rulings made before, asked before anything is spent. It reports its own troubles and never raises for them."""
 
-    async def find(self, request: JudgeRequest | AnswerRequest) -> Verdicts | bool | None:
+    async def find(self, request: JudgeRequest | AnswerRequest) -> KnownRuling | None:
         """The ruling on the same content by the same judge; None where there is none."""
         ...
 

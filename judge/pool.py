@@ -146,7 +146,7 @@ class RayJudgePool:
         account = Account(started_s=time.time())
         known = await self._rulings.find(request) if self._rulings is not None else None
         if known is not None:
-            return _made(made, request.key, known, account)
+            return _made(made, request.key, known.ruling, account)
         served = await self._call(request, made, account)
         judgement = served.judgement
         assert isinstance(judgement, made)

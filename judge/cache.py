@@ -1,0 +1,116 @@
+"""Rulings kept on disk, so that none is paid for twice; training, evaluation and all runs of a machine share them.
+
+Only rulings are kept, never failures. Whatever is wrong with the cache is a miss: said once, counted, and lived with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from judge.accounting import KnownRuling
+from judge.ruling_file import CorruptRuling, decode, encode
+from judge.ruling_folder import RulingFolder
+from judge.ruling_key import rubric_version, ruling_key
+from mrpo.choices import JudgeKind
+from mrpo.config import JudgeConfig
+from mrpo.judge_endpoints import endpoints_of
+from mrpo.types import AnswerRequest, JudgeRequest, Verdicts
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CACHED_KINDS = (JudgeKind.OPENAI_COMPATIBLE, JudgeKind.VLLM)  # local judges are as cheap as a look-up, and exact
+FOLDER = "judge"  # under `cache_dir`
+NUM_THREADS = 8  # file systems over a network can be slow, and must not hold up the event loop
+
+
+class RulingCache:
+    """A `judge.accounting.Rulings` on disk. Use it from one event loop; many processes may share the folder."""
+
+    def __init__(self, config: JudgeConfig, folder: Path) -> None:
+        """Open a cache; nothing is read yet.
+
+        Args:
+            config: of the judge; its endpoints must be set.
+            folder: of the cache, shared with other runs.
+        """
+        self._config = config
+        self._models = tuple(dict.fromkeys(endpoint.model for endpoint in endpoints_of(config)))
+        self._folder = RulingFolder(folder, max_mib=config.cache.max_mib)
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="judge-cache")
+        self._lock = threading.Lock()  # of the counts
+        self.counts: Counter[str] = Counter()  # "hits", "misses", "corrupt", "read_errors", "write_errors"
+
+    async def find(self, request: JudgeRequest | AnswerRequest) -> KnownRuling | None:
+        """The ruling on the same content by one of this judge's models; None where there is none."""
+        return await self._in_thread(lambda: self._find(request))
+
+    async def keep(self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str) -> None:
+        """Remember what `model` ruled."""
+        await self._in_thread(lambda: self._keep(request, KnownRuling(ruling=ruling, model=model)))
+
+    def close(self) -> None:
+        """End the threads; what is being written is finished."""
+        self._threads.shutdown()
+
+    def _find(self, request: JudgeRequest | AnswerRequest) -> KnownRuling | None:
+        num_steps = None if isinstance(request, AnswerRequest) else len(request.steps)
+        for model in self._models:
+            try:
+                key = ruling_key(request, self._config, model=model)
+                data = self._folder.read(key)
+                if data is not None:
+                    known = decode(data, key, num_steps=num_steps)
+                    self._count("hits")
+                    return known
+            except CorruptRuling as error:
+                self._report("corrupt", f"{self._folder.file_of(key)} is damaged, {error}: it is asked for again")
+            except OSError as error:
+                self._report("read_errors", f"{error}; what cannot be read is asked for again")
+        self._count("misses")
+        return None
+
+    def _keep(self, request: JudgeRequest | AnswerRequest, known: KnownRuling) -> None:
+        try:
+            key = ruling_key(request, self._config, model=known.model)
+            self._folder.write(key, encode(key, known, rubric=rubric_version(request)))
+        except OSError as error:
+            self._report(
+                "write_errors",
+                f"{error}; the run goes on without keeping rulings: free some space, or set judge.cache.folder to a "
+                "folder you may write to",
+            )
+
+    def _report(self, count: str, message: str) -> None:
+        """Count a trouble; the first one of its sort is told."""
+        if self._count(count) == 1:
+            logger.warning("judge cache: %s (said once; judge/cache_%s counts)", message, count)
+
+    def _count(self, name: str) -> int:
+        with self._lock:
+            self.counts[name] += 1
+            return self.counts[name]
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def open_cache(config: JudgeConfig, cache_dir: Path, *, bypass: bool = False) -> RulingCache | None:
+    """The cache of a judge; None where it is switched off or the judge needs none.
+
+    Args:
+        config: of the judge; its endpoints must be set.
+        cache_dir: of the run's configuration; the rulings lie below it unless `judge.cache.folder` says where.
+        bypass: ask afresh and keep nothing, as a measurement of a judge's consistency must.
+    """
+    if bypass or not config.cache.enabled or config.kind not in CACHED_KINDS:
+        return None
+    folder = config.cache.folder
+    return RulingCache(config, (cache_dir / FOLDER if folder is None else Path(folder)).expanduser())

@@ -1,0 +1,64 @@
+"""What makes two calls the same call: the name of a ruling in the cache. Nothing is read but an image, once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from functools import lru_cache
+
+from judge.answer_rubric import ANSWER_RUBRIC_VERSION
+from judge.prompts import answer_prompt, step_prompt
+from judge.request import build_body
+from judge.rubric import RUBRIC_VERSION
+from mrpo.config import JudgeConfig
+from mrpo.types import AnswerRequest, JudgeRequest
+
+# In: the body as it would be sent (model, rubric, question, gold answer, gold rationale, steps or generated answer, the
+# form asked for, temperature, reasoning effort, where the rubric stands), the image's content, and the rubric's version.
+# Whatever a later setting adds to the body is in as well.
+# Out, because it decides about no ruling: where the endpoint is (a server started for a run has another port each
+# time), keys, the completion's name, the image's path, retries and limits, and `max_completion_tokens`: a reply that it
+# cuts is no ruling.
+KEY_FORMAT = 1  # of this list
+ANY_LENGTH = 1  # stands for every `max_completion_tokens`
+KNOWN_IMAGES = 65_536  # digests kept, of some 100 bytes each
+
+
+def ruling_key(request: JudgeRequest | AnswerRequest, config: JudgeConfig, *, model: str) -> str:
+    """SHA-256 of all that decides a ruling, in hexadecimal.
+
+    Args:
+        request: what to rule on.
+        config: of the judge.
+        model: that would rule.
+
+    Raises:
+        OSError: the image cannot be read.
+    """
+    prompt = answer_prompt(request) if isinstance(request, AnswerRequest) else step_prompt(request)
+    body = build_body(prompt, replace(config, max_completion_tokens=ANY_LENGTH), model=model, image_url=None)
+    image = image_digest(request.image) if config.send_image else "none"
+    head = f"{KEY_FORMAT} {prompt.schema_name} {rubric_version(request)} {image}\n"
+    return hashlib.sha256(head.encode("ascii") + body).hexdigest()
+
+
+def rubric_version(request: JudgeRequest | AnswerRequest) -> str:
+    """Of the rubric that goes with a request."""
+    return ANSWER_RUBRIC_VERSION if isinstance(request, AnswerRequest) else RUBRIC_VERSION
+
+
+def image_digest(path: str) -> str:
+    """SHA-256 of an image file; it is read again where its time or size has changed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    facts = os.stat(path)
+    return _digest(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=KNOWN_IMAGES)
+def _digest(path: str, _mtime_ns: int, _size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
