@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from learner.hf_folder import save_hf_folder
 from learner.images import ImageStore
 from learner.model import load_processor
 from learner.step import score
@@ -136,6 +137,18 @@ def samples(folder: Path, setting: Setting, images: dict[str, str]) -> list[Scor
     ]
 
 
+def export(folder: Path, setting: Setting) -> Path:
+    """The checkpoint of a setting as the learner writes it out again."""
+    path = folder / f"{setting.name}-export"
+    save_hf_folder(learner_of(folder, setting), path)
+    return path
+
+
+def learner_of(folder: Path, setting: Setting) -> Any:
+    """A learner rank on the checkpoint of a setting."""
+    return make(replace(spec(folder, setting.family), max_pixels=setting.max_pixels, terse=False))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("published")
@@ -151,6 +164,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             score=[asdict(sample) for sample in samples(folder, setting, images)],
         )
         for setting in SETTINGS
+    ]
+    exports = [export(folder, setting) for setting in SETTINGS if setting.name == setting.family]
+    asks += [
+        replace(ask, name=path.name, folder=str(path), pixels=[])
+        for path in exports
+        for ask in asks
+        if path.name == f"{ask.name}-export"
     ]
     return World(folder=folder, images=images, answers=run_engines(asks, folder, timeout_s=TIMEOUT_S))
 
@@ -209,12 +229,12 @@ def test_a_turned_photograph_is_another_image(world: World) -> None:
 
 
 @pytest.mark.parametrize("setting", [item for item in SETTINGS if item.name == item.family], ids=lambda item: item.name)
-def test_engine_and_learner_read_the_published_files_alike(setting: Setting, world: World) -> None:
+def test_engine_and_learner_read_the_published_files_alike_and_the_engine_their_export(
+    setting: Setting, world: World
+) -> None:
     asked = samples(world.folder, setting, world.images)
-    rank = make(replace(spec(world.folder, setting.family), max_pixels=setting.max_pixels, terse=False))
-    ours = score(rank, asked)
-    result = compare_logprobs(
-        asked, [ours[index] for index in range(len(asked))], world.answers[setting.name]["scores"]
-    )
-    assert result.num_tokens == 36
-    assert result.mean_diff < 1e-4
+    ours = score(learner_of(world.folder, setting), asked)
+    for name in (setting.name, f"{setting.name}-export"):
+        result = compare_logprobs(asked, [ours[i] for i in range(len(asked))], world.answers[name]["scores"])
+        assert result.num_tokens == 36
+        assert result.mean_diff < 1e-4
