@@ -4,6 +4,7 @@
 - `segmentation`: our sentence rules and pysbd on the hand-cut corpus.
 - `memory`: peak memory of the chunked log-probs against the naive form.
 - `packing`: tokens a second with samples packed into one row, and padded to the longest.
+- `judge`: 5,000 judge calls under latency, faults and limits: throughput, CPU a call, and what the server saw.
 - `steps`: wall time of a 64-completion step of the phantom default at zero judge latency, against the same work in
   plain transformers (`generate`, then one forward and backward pass and AdamW), which is what a trainer without a
   rollout engine does; and with 2 s of judge latency, how much of the judging generation hid.
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from mrpo.rows import read_rows
 from mrpo.run_reading import read_metrics
-from tests.perf import hot_path, logprob_memory, packing, segmentation
+from tests.perf import hot_path, judge_load, logprob_memory, packing, segmentation
 from tests.perf.peer import time_peer_steps
 
 logger = logging.getLogger("bench")
@@ -102,6 +103,7 @@ BENCHES: dict[str, Callable[[], bool | None]] = {
     "segmentation": segmentation.log_table,
     "memory": logprob_memory.report,
     "packing": packing.report,
+    "judge": judge_load.log_load,
     "steps": bench_steps,
 }
 
