@@ -15,7 +15,7 @@ from mrpo.config import JudgeConfig
 from mrpo.types import AnswerRequest, JudgeRequest
 
 # In: the body as it would be sent (model, rubric, question, gold answer, gold rationale, steps or generated answer, the
-# form asked for, temperature, reasoning effort, where the rubric stands), the image's content, and the rubric's version.
+# form asked for, temperature, reasoning effort, where the rubric stands), the image's content, the rubric's version.
 # Whatever a later setting adds to the body is in as well.
 # Out, because it decides about no ruling: where the endpoint is (a server started for a run has another port each
 # time), keys, the completion's name, the image's path, retries and limits, and `max_completion_tokens`: a reply that it

@@ -176,13 +176,17 @@ class Controller:
     def _record_step(
         self, batch: ScoredBatch, stats: LearnStats | None, noisy: NoisyTraces, *, started_s: float, sync_s: float
     ) -> None:
-        metrics = noisy.metrics() | dict(self.judge_metrics()) | step_metrics(
-            batch.traces,
-            stats,
-            threshold=self.config.algorithm.threshold,
-            started_s=started_s,
-            sync_s=sync_s,
-            step_s=time.time() - started_s,
+        metrics = (
+            noisy.metrics()
+            | dict(self.judge_metrics())
+            | step_metrics(
+                batch.traces,
+                stats,
+                threshold=self.config.algorithm.threshold,
+                started_s=started_s,
+                sync_s=sync_s,
+                step_s=time.time() - started_s,
+            )
         )
         self.recorder.write_rollouts(self.step, batch.traces)
         self.recorder.log_metrics(self.step, metrics)
