@@ -21,8 +21,8 @@ from mrpo.report.load import load_run
 from mrpo.report.render import render
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
+from mrpo.run_session import judge_requests
 from mrpo.trace_row import row_of_evaluation
-from mrpo.train import _judge_requests
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure
 from tests.unit.fakes import FakeJudge, phantom_example
 from tests.unit.synthetic_run import START_S, config_tree, make_record
@@ -175,7 +175,7 @@ def test_the_record_counts_every_request_for_a_resumed_budget(tmp_path: Path) ->
         world = make_world(tmp_path, config, texts=(RIGHT, WRONG), recorder=run)
         world.judge.failing_answers = first_of_training
         world.run()
-        assert _judge_requests(run) == len(world.judge.calls) + len(world.judge.answer_calls) == 2 * (3 + 2 * G)
+        assert judge_requests(run) == len(world.judge.calls) + len(world.judge.answer_calls) == 2 * (3 + 2 * G)
         rows = read_rows(run.path / "rollouts" / "step_00001.parquet")
     failed = [row for row in rows if row.sample_index == 0]
     assert {(row.answer_judge_failure, row.answer_judge_detail) for row in failed} == {("timeout", "as told")}
