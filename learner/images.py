@@ -17,10 +17,6 @@ from mrpo.images import read_image
 
 CACHE_BYTES = 1024**3  # pixel inputs kept; an image of 800,000 pixels takes 19 MB
 BLANK_SIZE = (64, 64)  # pixels, before the processor scales it to the least it works with
-VISION_TOKENS = (
-    "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-    "<img>", "</img>", "<IMG_CONTEXT>", "<video>",
-)  # fmt: skip
 BATCH_IMAGES = 8  # images handed to the processor at one time; larger blocks of fresh memory cost more than they save
 
 
@@ -50,7 +46,7 @@ class ImageStore:
         self._blank: PixelInputs | None = None
         self._image_token_id = processor.tokenizer.convert_tokens_to_ids(family.image_token)
         added: dict[str, int] = processor.tokenizer.get_added_vocab()
-        self.vision_token_ids = frozenset(added[token] for token in VISION_TOKENS if token in added)
+        self.vision_token_ids = frozenset(added[token] for token in family.vision_tokens if token in added)
 
     def get(self, paths: Sequence[str]) -> dict[str, PixelInputs]:
         """Pixel inputs of every distinct path.

@@ -34,6 +34,7 @@ class Family:
     end_of_turn: str  # the one chat-control token the sampler may emit
     vision_prefixes: tuple[str, ...]  # parameter-name prefixes of the vision tower; the projector may lie in it
     projector_prefixes: tuple[str, ...]  # of what brings its features to the language model
+    vision_tokens: tuple[str, ...]  # all that stand for visual input, which no completion may hold; some may be absent
     pixel_inputs: tuple[str, ...]  # outputs of the image processor that the forward pass takes
     lora_targets: tuple[str, ...]
     processor_files: tuple[str, ...]  # a checkpoint has at least one of these, with the image processor's settings
@@ -45,6 +46,7 @@ APACHE = "Apache-2.0"
 # The cards of InternVL3 name the "Qwen License" for this part; Qwen published Qwen2.5-7B under Apache-2.0.
 INTERNVL_LICENSE = "MIT; language model Qwen2.5-7B: Apache-2.0 (the card says Qwen License)"
 INTERNVL_RECIPES = ("internvl3", "internvl3_lora_1gpu")
+QWEN_VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 QWEN_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 FAMILIES: dict[str, Family] = {
@@ -60,6 +62,7 @@ FAMILIES: dict[str, Family] = {
             end_of_turn="<|im_end|>",
             vision_prefixes=("model.visual.",),
             projector_prefixes=("model.visual.merger.",),
+            vision_tokens=QWEN_VISION_TOKENS,
             pixel_inputs=("pixel_values", "image_grid_thw"),
             lora_targets=QWEN_LORA_TARGETS,
             processor_files=PROCESSOR_FILES,
@@ -75,6 +78,7 @@ FAMILIES: dict[str, Family] = {
             end_of_turn="<|im_end|>",
             vision_prefixes=("model.visual.",),
             projector_prefixes=("model.visual.merger.", "model.visual.deepstack_merger_list."),
+            vision_tokens=QWEN_VISION_TOKENS,
             pixel_inputs=("pixel_values", "image_grid_thw"),
             lora_targets=QWEN_LORA_TARGETS,
             processor_files=PROCESSOR_FILES,
@@ -90,6 +94,8 @@ FAMILIES: dict[str, Family] = {
             end_of_turn="<|im_end|>",
             vision_prefixes=("model.vision_tower.",),
             projector_prefixes=("model.multi_modal_projector.",),
+            # Its language model is Qwen2.5's, whose tokenizer knows Qwen's vision tokens too.
+            vision_tokens=("<img>", "</img>", "<IMG_CONTEXT>", "<video>", *QWEN_VISION_TOKENS),
             pixel_inputs=("pixel_values",),
             lora_targets=QWEN_LORA_TARGETS,
             processor_files=PROCESSOR_FILES,

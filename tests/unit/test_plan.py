@@ -138,6 +138,7 @@ def test_the_cache_is_what_the_share_leaves() -> None:
         ("Qwen/Qwen2.5-VL-7B-Instruct", 802_816, None, 1024),  # 896 × 896 at 28 pixels a token
         ("Qwen/Qwen3-VL-8B-Instruct", 802_816, None, 784),  # at 32
         ("OpenGVLab/InternVL3-8B-hf", 802_816, None, 13 * 256),  # 12 tiles and the whole
+        ("OpenGVLab/InternVL3-8B-hf", 802_816, 4, 5 * 256),  # as conf/model/internvl3.yaml has it
         ("OpenGVLab/InternVL3-8B-hf", 802_816, 1, 256),
     ],
 )
@@ -226,8 +227,8 @@ def test_a_run_is_warned_where_the_plan_does_not_fit() -> None:
 
 
 def test_a_note_tells_of_samples_that_are_too_long() -> None:
-    plan = make_plan(recipe("internvl3", "rollout.max_model_len=2048"))
-    assert any("rollout.max_model_len=2048" in note for note in plan.notes)
+    plan = make_plan(recipe("internvl3", "rollout.max_model_len=1024"))
+    assert any("rollout.max_model_len=1024" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize("family", list(ToyFamily))
