@@ -92,7 +92,7 @@ async def running_parts(
         policy = toy.folder if toy is not None else model_folder
         assert policy is not None
         folder, model_type = str(policy), model_type_of(policy)
-        seats = await _reserve(config, stack)
+        seats = await reserve_seats(config, stack)
         async with first_failure_ends_all() as group:
             judge = group.create_task(start_judge(config, console, stack, judge_requests_spent, on_judge_outage))
             rollout = group.create_task(
@@ -139,7 +139,7 @@ async def running_evaluation_parts(
     async with AsyncExitStack() as stack:
         answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray, learner=False)
         rollout: asyncio.Task[VllmRolloutPool] | None = None
-        seats = Seats() if model_folder is None else await _reserve(config, stack, learner=False)
+        seats = Seats() if model_folder is None else await reserve_seats(config, stack, learner=False)
         async with first_failure_ends_all() as group:
             judge = group.create_task(start_judge(config, console, stack, judge_requests_spent))
             if model_folder is not None:
@@ -269,13 +269,23 @@ async def _answer_of(call: Awaitable[Any]) -> Any:
         raise MRPOError(f"the BERTScore actor was lost and did not come back: {error}") from None
 
 
-async def _reserve(config: Config, stack: AsyncExitStack, *, learner: bool = True) -> Seats:
-    """Places for engines and learner, all or none; on a CPU nobody needs one kept."""
+async def reserve_seats(config: Config, stack: AsyncExitStack, *, learner: bool = True, engines: bool = True) -> Seats:
+    """Places for engines and learner, all or none, until `stack` is left; on a CPU nobody needs one kept.
+
+    Args:
+        config: of the run.
+        stack: of the caller.
+        learner: False where there is none (an evaluation).
+        engines: False where there are none (supervised training).
+
+    Raises:
+        ResourceError: the GPUs are not free together.
+    """
     if config.cluster.device == Device.CPU:
         return Seats()
     from mrpo.ray_placement import reserved
 
-    return await stack.enter_async_context(reserved(placement_of(config, learner=learner)))
+    return await stack.enter_async_context(reserved(placement_of(config, learner=learner, engines=engines)))
 
 
 async def _start_rollout(
@@ -334,12 +344,12 @@ async def warm_policy(config: Config, dataset: Dataset, console: Console) -> Pat
     toy = prepare_toy_policy(config, dataset.warm)
     if not toy.is_warm:
         with console.stage("warm start (once for this seed, then cached)"):
-            learner = DeepSpeedLearner(replace(spec_of(config, str(toy.folder)), lora=LoraConfig()))
-            try:
+            async with AsyncExitStack() as stack:
+                seats = await reserve_seats(config, stack, engines=False)
+                learner = DeepSpeedLearner(replace(spec_of(config, str(toy.folder)), lora=LoraConfig()), seats.ranks)
+                stack.push_async_callback(learner.close)
                 await learner.start()
                 await warm_start(config, learner, toy, dataset.warm)
-            finally:
-                await learner.close()
     return toy.warm_folder
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mrpo.config import Config
 from mrpo.console import Console
 from mrpo.data.load import Dataset
-from mrpo.parts import start_ray, warm_policy
+from mrpo.parts import reserve_seats, start_ray, warm_policy
 from mrpo.phantom.warm_start import prepare_toy_policy
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ async def running_learner(
         start_ray(config, console, stack, engines=False, after_ray=after_ray)
         spec = spec_of(config, str(folder))
         spec = replace(spec, lora=config.sft.lora, loss=replace(spec.loss, beta=0.0))
+        seats = await reserve_seats(config, stack, engines=False)
         with console.stage(f"learner ({config.learner.num_ranks} rank(s), ZeRO-{config.learner.zero_stage})"):
-            learner = DeepSpeedLearner(spec)
+            learner = DeepSpeedLearner(spec, seats.ranks)
             stack.push_async_callback(learner.close)
             await learner.start()
         yield learner
