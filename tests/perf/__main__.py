@@ -4,6 +4,7 @@
 - `segmentation`: our sentence rules and pysbd on the hand-cut corpus.
 - `memory`: peak memory of the chunked log-probs against the naive form.
 - `packing`: tokens a second with samples packed into one row, and padded to the longest.
+- `conversion`: time and memory of `make convert` at the sizes of InternVL3-8B (16 GB are written).
 - `judge`: 5,000 judge calls under latency, faults and limits: throughput, CPU a call, and what the server saw.
 - `steps`: wall time of a 64-completion step of the phantom default at zero judge latency, against the same work in
   plain transformers (`generate`, then one forward and backward pass and AdamW), which is what a trainer without a
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from mrpo.rows import read_rows
 from mrpo.run_reading import read_metrics
-from tests.perf import hot_path, judge_load, logprob_memory, packing, segmentation
+from tests.perf import conversion, hot_path, judge_load, logprob_memory, packing, segmentation
 from tests.perf.peer import time_peer_steps
 
 logger = logging.getLogger("bench")
@@ -103,6 +104,7 @@ BENCHES: dict[str, Callable[[], bool | None]] = {
     "segmentation": segmentation.log_table,
     "memory": logprob_memory.report,
     "packing": packing.report,
+    "conversion": conversion.report,
     "judge": judge_load.log_load,
     "steps": bench_steps,
 }
