@@ -64,10 +64,10 @@ def write_empty_checkpoint(folder: Path) -> int:
     shapes = custom_shapes(config, sizes)
     names, index = sorted(shapes), {}
     for number in range(NUM_SHARDS):
-        file = f"model-{number + 1:05d}-of-{NUM_SHARDS:05d}.safetensors"
+        shard = f"model-{number + 1:05d}-of-{NUM_SHARDS:05d}.safetensors"
         part = names[number * len(names) // NUM_SHARDS : (number + 1) * len(names) // NUM_SHARDS]
-        write_holes(folder / file, {name: shapes[name] for name in part})
-        index |= dict.fromkeys(part, file)
+        write_holes(folder / shard, {name: shapes[name] for name in part})
+        index |= dict.fromkeys(part, shard)
     tree = {"metadata": {}, "weight_map": index}
     (folder / "model.safetensors.index.json").write_text(json.dumps(tree))
     return sum(2 * prod(shape) for shape in shapes.values())
