@@ -9,22 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from judge.accountant import Accountant, Lease
 from judge.accounting import OnRequest, RequestUsage, Rulings, Served
 from judge.actors import ActorLost, JudgeActors, NoActor
 from judge.api_key import key_source, read_key
 from judge.availability import Event, Opened
-from judge.budget import RequestBudget
 from judge.circuits import Circuits
 from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError
 from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_spending import Spending, SpendingLedger
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
 
 Made = TypeVar("Made", Judgement, AnswerJudgement)
 
 MAX_LOSSES = 2  # actors that may die with a call before it is a failure: it might be what kills them
 OUT_PAUSE_S = 0.05  # an actor may know of an outage before the pool does
+BAD_REPLIES = (FailureReason.BAD_JSON, FailureReason.WRONG_COUNT)  # were read to their end, and paid for
 
 
 @dataclass(slots=True)
@@ -59,42 +61,45 @@ class RayJudgePool:
         self,
         config: JudgeConfig,
         *,
-        requests_spent: int = 0,
+        ledger: SpendingLedger | None = None,
         rulings: Rulings | None = None,
         on_request: OnRequest | None = None,
         on_outage: Callable[[str], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
     ) -> None:
         """Create the actors; they come up while other parts start.
 
         Args:
             config: endpoints must be set; a local judge's are set by `LocalServer.endpoint`.
-            requests_spent: HTTP requests of the run's earlier part, when it is resumed with a budget.
+            ledger: of what the run spends, with what its earlier part spent; None: this pool is a run of its own.
             rulings: asked before each call, told of each ruling.
             on_request: told of every HTTP request that is known of, once its call has ended.
             on_outage: told in a line when an outage begins and when it ends; None: these are logged.
+            on_warning: told in a line when most of a budget is spent; None: it is logged.
 
         Raises:
-            ConfigError: there is no endpoint, or there are more actors than calls in flight.
+            ConfigError: there is no endpoint, there are more actors than calls in flight, or a budget of money and no
+                price.
         """
         self._endpoints = endpoints_of(config)
         self._config = config
         self._rulings = rulings
         self._on_request = on_request
-        self._budget = RequestBudget(config.max_requests, spent=requests_spent)
+        self._accountant = Accountant(config, ledger or SpendingLedger(None), on_warning=on_warning)
         self._actors = JudgeActors(config, on_event=self._on_event, open_now=lambda: self._circuits.open)
         names = [f"{endpoint.model} at {endpoint.url}" for endpoint in self._endpoints]
         self._circuits = Circuits(names, config, tell=self._actors.set_open, on_event=on_outage)
         self.tally = Tally()
 
     @property
-    def requests_spent(self) -> int:
-        """HTTP requests made so far, retries included, those of a resumed run's earlier part too."""
-        return self._budget.spent
+    def spent(self) -> Spending:
+        """By the run so far, retries included, its earlier parts too."""
+        return self._accountant.spent
 
     def take_metrics(self) -> dict[str, float]:
         """What the pool measured since this was asked last; what did not happen is left out."""
         outage_s = self._circuits.take_outage_s()
-        return {"judge/outage_s": outage_s} if outage_s else {}
+        return self._accountant.take_metrics() | ({"judge/outage_s": outage_s} if outage_s else {})
 
     async def start(self) -> None:
         """Wait until every actor is up.
@@ -186,29 +191,38 @@ class RayJudgePool:
         self, request: JudgeRequest | AnswerRequest, made: type[Made], trial: int | None, account: Account
     ) -> Served:
         """One dispatch, with what it may spend and what it spent."""
-        passed: bool | None = None
-        granted = used = 0
+        lease: Lease | None = None
+        served: Served | None = None
+        was_sent = True
         try:
-            granted = await self._budget.lease(self._config.max_attempts)
-            if granted == 0:
-                detail = f"the run's budget of judge.max_requests={self._config.max_requests} HTTP requests is spent"
-                return _failed(made, request.key, FailureReason.BUDGET, detail, account)
-            used = granted  # until it is known better: a lost actor may have made every attempt
-            served = await self._actors.rule(request, granted, trial)
-            used, passed = len(served.requests), served.trial_passed
+            lease = await self._accountant.lease(request, self._config.max_attempts)
+            if lease.requests == 0:
+                return _failed(made, request.key, FailureReason.BUDGET, lease.refusal, account)
+            served = await self._actors.rule(request, lease.requests, trial)
             account.requests += served.requests
-            for usage in served.requests:
-                if self._on_request is not None:
+            if self._on_request is not None:
+                for usage in served.requests:
                     self._on_request(usage)
             return served
         except NoActor:
-            used = 0
+            was_sent = False
             raise
         finally:
-            account.attempts += used
-            self._circuits.tried(trial, passed=passed)
-            if granted:
-                await asyncio.shield(self._budget.settle(granted, used))
+            self._circuits.tried(trial, passed=None if served is None else served.trial_passed)
+            if lease is not None and lease.requests:
+                # A call that was given up or whose actor was lost may have made every request it was allowed.
+                lost = lease.requests if served is None and was_sent else 0
+                account.attempts += lost if served is None else len(served.requests)
+                await asyncio.shield(self._settle(lease, served, lost=lost))
+
+    async def _settle(self, lease: Lease, served: Served | None, *, lost: int) -> None:
+        """Put a dispatch on the books."""
+        if served is None:
+            await self._accountant.settle(lease, (), lost=lost)
+            return
+        outcome = served.judgement.outcome
+        replied = not isinstance(outcome, JudgeFailure) or outcome.reason in BAD_REPLIES
+        await self._accountant.settle(lease, served.requests, replied=replied)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Opened):

@@ -15,6 +15,7 @@ from mrpo.choices import LEXICAL_NOTICE, JudgeKind
 from mrpo.config import Config, JudgeConfig
 from mrpo.console import Console
 from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_spending import SpendingLedger
 
 if TYPE_CHECKING:
     from judge.pool import RayJudgePool
@@ -58,8 +59,8 @@ async def start_judge(
     config: Config,
     console: Console,
     stack: AsyncExitStack,
-    requests_spent: int,
-    on_outage: Callable[[str], None] | None = None,
+    ledger: SpendingLedger,
+    on_event: Callable[[str], None] | None = None,
 ) -> RayJudgePool | None:
     """Start the judge that the configuration names; `stack` ends it. None where there is none.
 
@@ -67,8 +68,9 @@ async def start_judge(
         config: of the run.
         console: told what starts.
         stack: of the caller.
-        requests_spent: HTTP requests of the run's earlier part.
-        on_outage: told in a line when the judge goes down and when it is up again; None: these are logged.
+        ledger: of what the run spends on it, with what its earlier parts spent.
+        on_event: told in a line when the judge goes down, when it is up again, and when most of a budget is spent;
+            None: these are logged.
 
     Raises:
         JudgeUnavailableError: a judge that is started here did not come up.
@@ -82,7 +84,7 @@ async def start_judge(
 
     with console.stage(f"judge ({config.judge.kind})"):
         endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
-        pool = RayJudgePool(endpoint, requests_spent=requests_spent, on_outage=on_outage)
+        pool = RayJudgePool(endpoint, ledger=ledger, on_outage=on_event, on_warning=on_event)
         stack.callback(pool.close)
         await pool.start()
     return pool

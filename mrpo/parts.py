@@ -24,6 +24,7 @@ from mrpo.console import Console
 from mrpo.data.load import Dataset
 from mrpo.errors import MRPOError
 from mrpo.judge_parts import start_judge
+from mrpo.judge_spending import SpendingLedger
 from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
 from mrpo.placement import Seat, Seats, placement_of
 from mrpo.preflight import check_gpus
@@ -62,10 +63,10 @@ async def running_parts(
     *,
     model_folder: Path | None,
     similarity: Similarity | None,
-    judge_requests_spent: int,
+    judge_ledger: SpendingLedger,
     log_dir: Path,
     after_ray: Callable[[], None],
-    on_judge_outage: Callable[[str], None] | None = None,
+    on_judge_event: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Parts]:
     """Start everything a training run needs, warm start included; end it all on leaving.
 
@@ -75,10 +76,10 @@ async def running_parts(
         console: told what starts.
         model_folder: the policy's checkpoint; None for a toy.
         similarity: the encoder that compares answers, where it runs in this process.
-        judge_requests_spent: HTTP requests of the run's earlier part.
+        judge_ledger: of what the run spends on its judge, with what its earlier parts spent.
         log_dir: existing folder for the engines' output.
         after_ray: called once Ray is up (it replaces signal handlers).
-        on_judge_outage: told in a line when the judge goes down and when it is up again; None: these are logged.
+        on_judge_event: told in a line of outages and of budgets that run out; None: these are logged.
 
     Raises:
         ResourceError: the cluster has too few GPUs.
@@ -94,7 +95,7 @@ async def running_parts(
         folder, model_type = str(policy), model_type_of(policy)
         seats = await reserve_seats(config, stack)
         async with first_failure_ends_all() as group:
-            judge = group.create_task(start_judge(config, console, stack, judge_requests_spent, on_judge_outage))
+            judge = group.create_task(start_judge(config, console, stack, judge_ledger, on_judge_event))
             rollout = group.create_task(
                 _start_rollout(config, folder, model_type, console, stack, log_dir, seats.engines)
             )
@@ -127,9 +128,10 @@ async def running_evaluation_parts(
     *,
     model_folder: Path | None,
     similarity: Similarity | None,
-    judge_requests_spent: int,
+    judge_ledger: SpendingLedger,
     log_dir: Path,
     after_ray: Callable[[], None],
+    on_judge_event: Callable[[str], None] | None = None,
 ) -> AsyncIterator[EvaluationParts]:
     """Start engines and judge without a learner; end them on leaving. Arguments and errors as `running_parts`.
 
@@ -141,7 +143,7 @@ async def running_evaluation_parts(
         rollout: asyncio.Task[VllmRolloutPool] | None = None
         seats = Seats() if model_folder is None else await reserve_seats(config, stack, learner=False)
         async with first_failure_ends_all() as group:
-            judge = group.create_task(start_judge(config, console, stack, judge_requests_spent))
+            judge = group.create_task(start_judge(config, console, stack, judge_ledger, on_judge_event))
             if model_folder is not None:
                 model_type = model_type_of(model_folder)
                 starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir, seats.engines)

@@ -11,6 +11,7 @@ from mrpo.config import Config, plain
 from mrpo.console import Console
 from mrpo.errors import MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
+from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger
 from mrpo.report.render import write_report
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
@@ -39,11 +40,21 @@ def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console) -> Ch
     return checkpoint
 
 
-def judge_requests(run: RunFolder) -> int:
-    """HTTP requests to the judge that are on record, for the run's budget."""
-    files = [*(run.path / "rollouts").glob("*.parquet"), *(run.path / "eval").glob("*.parquet")]
+def judge_ledger(run: RunFolder) -> SpendingLedger:
+    """What the run has spent on its judge; a run begun without such a record is known by its requests alone.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    path = run.path / SPENDING_FILE
+    is_new = not path.exists()
+    ledger = SpendingLedger(path)
+    files = [*(run.path / "rollouts").glob("*.parquet"), *(run.path / "eval").glob("*.parquet")] if is_new else []
     rows = (row for file in files for row in read_rows(file))
-    return sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)
+    requests = sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)
+    if requests:
+        ledger.add({UNKNOWN_MODEL: Spending(requests=requests)})
+    return ledger
 
 
 def conclude(run: RunFolder, console: Console, *, started: float) -> None:

@@ -28,11 +28,12 @@ from mrpo.errors import MRPOError
 from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.parts import Parts, answer_similarity, running_parts
+from mrpo.plan.refusal import memory_note
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import RunFolder, check_writable, resumed_run
 from mrpo.run_reading import RunStatus
-from mrpo.run_session import conclude, judge_requests, open_run, rewind_to_checkpoint
+from mrpo.run_session import conclude, judge_ledger, open_run, rewind_to_checkpoint
 from mrpo.sft.settings import require_reinforcement
 from mrpo.tracking import Tracker, make_tracker
 
@@ -61,6 +62,9 @@ def _train(arguments: Sequence[str]) -> int:
         console.route_logs()
         for row in dataset.bad_rows:
             console.note(f"dropped: {row}")
+        shortage = memory_note(config)
+        if shortage is not None:
+            console.note(shortage)
         return asyncio.run(_Run(config, dataset, similarity, model_folder, console, started).execute())
 
 
@@ -133,10 +137,10 @@ class _Run:
                 self.console,
                 model_folder=self.model_folder,
                 similarity=self.similarity,
-                judge_requests_spent=judge_requests(run),
+                judge_ledger=judge_ledger(run),
                 log_dir=log_dir,
                 after_ray=self._catch_signals,
-                on_judge_outage=partial(run.event, level=logging.WARNING),
+                on_judge_event=partial(run.event, level=logging.WARNING),
             ) as parts:
                 if checkpoint is not None:
                     await parts.learner.load(str(checkpoint.path))

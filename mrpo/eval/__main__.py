@@ -38,6 +38,7 @@ from mrpo.eval.subject import Subject, context_length, digest_of, find_subject
 from mrpo.eval.vlmevalkit import write_vlmevalkit_tsv
 from mrpo.judge_parts import check_judge_endpoint, judge_identity
 from mrpo.judge_permission import require_judge_allowed
+from mrpo.judge_spending import SPENDING_FILE, SpendingLedger
 from mrpo.parts import answer_similarity, running_evaluation_parts
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.report.benchmark import write_benchmark
@@ -190,13 +191,12 @@ async def _measure(job: Job, store: EvaluationStore, console: Console, similarit
     config, log_dir = job.config, store.path / "logs"
     log_dir.mkdir(exist_ok=True)
     _catch_signals()
-    spent = sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in store.rows.values())
     async with running_evaluation_parts(
         config,
         console,
         model_folder=job.model_folder,
         similarity=similarity,
-        judge_requests_spent=spent,
+        judge_ledger=SpendingLedger(store.path / SPENDING_FILE),
         log_dir=log_dir,
         after_ray=_catch_signals,
     ) as parts:

@@ -30,7 +30,7 @@ from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import RunFolder, check_writable, resumed_run
 from mrpo.run_reading import Checkpoint, RunStatus
-from mrpo.run_session import conclude, judge_requests, open_run, rewind_to_checkpoint
+from mrpo.run_session import conclude, judge_ledger, open_run, rewind_to_checkpoint
 from mrpo.sft.evaluation import evaluate
 from mrpo.sft.heldout import HeldOutLoss, read_heldout, rewind_heldout
 from mrpo.sft.job import Job, plan_job
@@ -213,7 +213,7 @@ class _Run:
             self.console,
             model_folder=folder,
             similarity=self.similarity,
-            judge_requests_spent=judge_requests(run),
+            judge_ledger=judge_ledger(run),
             log_dir=run.path / "logs",
             after_ray=self._catch_signals,
         ) as parts:

@@ -66,7 +66,7 @@ async def _run(image: str, number: int, config: JudgeConfig, server: LoadServer)
         return Load(
             judgements=judgements,
             tally=pool.tally,
-            requests_spent=pool.requests_spent,
+            requests_spent=pool.spent.requests,
             told=told,
             seen=server.seen(),
             wall_s=wall_s,

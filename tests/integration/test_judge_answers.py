@@ -162,7 +162,7 @@ def test_steps_and_answers_share_pool_concurrency_and_budget(image: str) -> None
         steps = [pool.judge(judge_request(image, key=f"s{number}")) for number in range(6)]
         answers = [pool.judge_answer(answer_request(image, key=f"a{number}")) for number in range(6)]
         rulings = await asyncio.gather(asyncio.gather(*steps), asyncio.gather(*answers))
-        return *rulings, pool.requests_spent
+        return *rulings, pool.spent.requests
 
     def slow(received: Any) -> Answer:
         return Answer(body=all_ones(received).body, delay_s=0.1)

@@ -108,7 +108,7 @@ def test_the_budget_of_requests_is_kept_exactly(image: str, fault_every: int | N
         return Answer(status=500) if fault_every is not None and number % fault_every == 0 else reply(GOOD)
 
     async def scenario(pool: RayJudgePool) -> tuple[list[Judgement], int]:
-        return await judge_many(image, 30)(pool), pool.requests_spent
+        return await judge_many(image, 30)(pool), pool.spent.requests
 
     with ScriptedServer(script) as server:
         judgements, spent = with_pool(config_of(server.url, num_actors=2, max_requests=12), scenario)
@@ -127,7 +127,7 @@ def test_a_lost_actors_call_is_made_again(image: str) -> None:
             await asyncio.sleep(0.02)
         (worker,) = worker_processes()
         worker.kill()
-        return await first, await judge_many(image, 6)(pool), pool.requests_spent
+        return await first, await judge_many(image, 6)(pool), pool.spent.requests
 
     with ScriptedServer(lambda number, _: reply(GOOD, delay_s=5.0 if number == 0 else 0.0)) as server:
         config = config_of(server.url, deadline_s=30.0)

@@ -21,7 +21,7 @@ from mrpo.report.load import load_run
 from mrpo.report.render import render
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
-from mrpo.run_session import judge_requests
+from mrpo.run_session import judge_ledger
 from mrpo.trace_row import row_of_evaluation
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure
 from tests.unit.fakes import FakeJudge, phantom_example
@@ -168,14 +168,19 @@ def test_an_evaluation_without_step_judging_still_rates_answers(tmp_path: Path) 
     assert {record.valid for record in world.recorder.evaluations["before"]} == {None}
 
 
-def test_the_record_counts_every_request_for_a_resumed_budget(tmp_path: Path) -> None:
+def test_the_rows_count_every_request_for_a_run_without_a_ledger(tmp_path: Path) -> None:
     """3 questions and 8 completions, each with a call about its steps and one about its answer."""
     config = answers_judged(eval={"before": True})
     with RunFolder.create(tmp_path, "demo", plain(config)) as run:
         world = make_world(tmp_path, config, texts=(RIGHT, WRONG), recorder=run)
         world.judge.failing_answers = first_of_training
         world.run()
-        assert judge_requests(run) == len(world.judge.calls) + len(world.judge.answer_calls) == 2 * (3 + 2 * G)
+        assert (
+            judge_ledger(run).total.requests
+            == len(world.judge.calls) + len(world.judge.answer_calls)
+            == 2 * (3 + 2 * G)
+        )
+        assert judge_ledger(run).total.requests == 2 * (3 + 2 * G), "counted twice once it has one"
         rows = read_rows(run.path / "rollouts" / "step_00001.parquet")
     failed = [row for row in rows if row.sample_index == 0]
     assert {(row.answer_judge_failure, row.answer_judge_detail) for row in failed} == {("timeout", "as told")}
