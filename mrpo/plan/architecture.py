@@ -11,14 +11,15 @@ from typing import Any
 import yaml
 
 import conf
+from mrpo.checkpoint_checks import CONFIG_FILE, model_type_of
 from mrpo.config import ModelConfig
-from mrpo.errors import ConfigError
-from mrpo.families import Family, family_of
+from mrpo.errors import ConfigError, DataError
+from mrpo.families import PROCESSOR_FILES, Family, family_of
+from mrpo.weight_files import ties_embeddings
 
 FACTS = Path(conf.__file__).parent / "architecture"
 TOY_IMAGE_SIZE = 84  # pixels a side, as `build_toy_model` has it
 DEFAULT_MAX_TILES = 12  # of transformers' InternVL processor, where a checkpoint names none
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,23 +116,24 @@ def read_folder(folder: Path) -> Architecture:
     A saved configuration leaves out what transformers has as default, so transformers reads it.
 
     Raises:
-        ConfigError: no readable `config.json`, or an unsupported family.
+        ConfigError: no readable `config.json`, an unsupported family, or nothing says whether the output layer is the
+            embedding.
     """
-    file = folder / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no model at {file}: {error}; give model.path a Hugging Face model folder") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
-        raise ConfigError(f"{file} names no model_type; give model.path a Hugging Face model folder")
-    family_of(raw["model_type"])
+    family_of(model_type_of(folder), folder)
     from transformers import AutoConfig
 
+    file = folder / CONFIG_FILE
     try:
         filled = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"transformers cannot read {file}: {reason}; give model.path a complete checkpoint") from None
+    try:
+        filled["tie_word_embeddings"] = ties_embeddings(folder)
+    except DataError as error:
+        raise ConfigError(
+            f"{file} does not say tie_word_embeddings, and no weights here tell ({error}); add it, or bring the weights"
+        ) from None
     return from_config(filled, processor=_processor_limits(folder), source=str(file))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mrpo.choices import Device
 from mrpo.config import Config
@@ -28,12 +29,23 @@ def refusal_of(plan: Plan, remedies: Sequence[Remedy]) -> str:
 def memory_note(config: Config) -> str | None:
     """For a run on GPUs that is about to start: what the plan says where it does not fit; None where it does.
 
-    A plan is an estimate, so that a run is warned and not refused; one that cannot be made says why.
+    A plan is an estimate, so that a run is warned and not refused; one that cannot be made says why. On this machine
+    alone the GPUs' own memory counts where it is less than `cluster.gpu_memory_gib`.
     """
     if config.cluster.device != Device.GPU:
         return None
     try:
-        plan = make_plan(config)
+        plan = make_plan(_on_these_gpus(config))
     except UserError as error:
         return f"no memory plan: {error}"
     return None if plan.fits else f"memory plan: {refusal_of(plan, remedies_of(plan))}"
+
+
+def _on_these_gpus(config: Config) -> Config:
+    if config.cluster.address is not None:
+        return config
+    import torch
+
+    sizes = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    there = min((config.cluster.gpu_memory_gib, *(size / GIB for size in sizes)))
+    return replace(config, cluster=replace(config.cluster, gpu_memory_gib=there))

@@ -6,6 +6,7 @@ import io
 import socket
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,6 +225,16 @@ def test_a_run_is_warned_where_the_plan_does_not_fit() -> None:
     assert memory_note(recipe("phantom")) is None
     note = memory_note(recipe("internvl3", "cluster=1x_gpu"))
     assert note is not None and note.startswith("memory plan: experiment internvl3 does not fit")
+
+
+def test_gpus_that_are_smaller_than_said_are_planned_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for gib, fits in ((79, True), (40, False)):
+        properties = SimpleNamespace(total_memory=gib * GIB)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number, found=properties: found)
+        assert (memory_note(recipe("internvl3", "cluster=4x_gpu")) is None) == fits
 
 
 def test_a_note_tells_of_samples_that_are_too_long() -> None:
