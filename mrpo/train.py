@@ -29,7 +29,6 @@ from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.parts import Parts, answer_similarity, running_parts
 from mrpo.plan.refusal import memory_note
-from mrpo.plan.refusal import memory_note
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import RunFolder, check_writable, resumed_run
@@ -63,9 +62,6 @@ def _train(arguments: Sequence[str]) -> int:
         console.route_logs()
         for row in dataset.bad_rows:
             console.note(f"dropped: {row}")
-        shortage = memory_note(config)
-        if shortage is not None:
-            console.note(shortage)
         shortage = memory_note(config)
         if shortage is not None:
             console.note(shortage)
