@@ -10,11 +10,14 @@ from judge.attempts import Attempts
 from judge.availability import Availability, Event
 from judge.call import Call, Conclusion
 from judge.limiter import Limiter
-from judge.prompts import answer_prompt, step_prompt
+from judge.prompts import LEAST_REPLY_TOKENS_PER_STEP, answer_prompt, step_prompt
 from judge.reply import Ruling
 from judge.slots import Slots, targets_of
+from mrpo.choices import JudgeKind, TokenLimitField
 from mrpo.config import JudgeConfig
-from mrpo.types import AnswerJudgement, AnswerRequest, Judgement, JudgeRequest
+from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest
+
+UNLIMITED_KINDS = (JudgeKind.ORACLE, JudgeKind.LEXICAL)  # they count no tokens
 
 
 class JudgeClient:
@@ -80,6 +83,9 @@ class JudgeClient:
             ended = await self._attempts.run(asked)
             about_answer = AnswerJudgement(outcome=ended.reply.outcome, **_account(request.key, asked))
             return _served(about_answer, asked, ended)
+        too_long = _too_long(request, self._config)
+        if too_long is not None:
+            return Served(judgement=too_long, requests=())
         call = self._call(step_prompt(request), request, max_attempts, trial)
         conclusion = await self._attempts.run(call)
         about_steps = Judgement(outcome=conclusion.reply.outcome, **_account(request.key, call))
@@ -101,6 +107,21 @@ class JudgeClient:
         self, prompt: Any, request: JudgeRequest | AnswerRequest, max_attempts: int, trial: int | None
     ) -> Call[Any]:
         return Call(prompt=prompt, image=request.image, config=self._config, max_requests=max_attempts, trial=trial)
+
+
+def _too_long(request: JudgeRequest, config: JudgeConfig) -> Judgement | None:
+    """The failure of a completion of more steps than a reply can hold, which is not sent; None: it is not so long."""
+    limited = config.kind not in UNLIMITED_KINDS and config.provider.token_limit != TokenLimitField.NONE
+    most = config.max_completion_tokens // LEAST_REPLY_TOKENS_PER_STEP
+    if not limited or len(request.steps) <= most:
+        return None
+    detail = (
+        f"{len(request.steps)} steps, and a reply of judge.max_completion_tokens={config.max_completion_tokens} holds "
+        f"verdicts on {most} at most; it was not sent"
+    )
+    now_s = time.time()
+    failure = JudgeFailure(reason=FailureReason.WRONG_COUNT, detail=detail)
+    return Judgement(key=request.key, outcome=failure, started_s=now_s, ended_s=now_s, attempts=0)
 
 
 def _account(key: str, call: Call[Ruling]) -> dict[str, Any]:

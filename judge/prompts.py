@@ -6,6 +6,7 @@ A prompt holds all in which the two differ; body, transport and failures are the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,18 @@ from judge.schema import answer_schema, parse_answer, parse_verdicts, step_names
 from mrpo.types import AnswerRequest, JudgeRequest, Verdicts
 
 REPLY_TOKENS_PER_STEP = 20
+LEAST_REPLY_TOKENS_PER_STEP = 12  # {"step1": {"Alignment": 1, "Contribution": 1}} takes more, whatever the tokenizer
 REPLY_TOKENS_OF_ANSWER = 10
+# Special tokens begin with "<" or "[" and something like a name: <|im_end|>, </s>, <image>, [/INST]. "< 5 mm" does not.
+_OPENING = r"<(?=[^\s\d=])|\[(?=[/A-Za-z])"
+# Unicode's controls, formats, surrogates, private use, and separators of lines and paragraphs, above ASCII's controls,
+# which JSON escapes anyway.
+_UNSEEN = (
+    r"[\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ud800-\udfff\ue000-\uf8ff\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
+)
+_UNSAFE = re.compile(f"{_OPENING}|{_UNSEEN}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,5 +80,14 @@ def answer_prompt(request: AnswerRequest) -> Prompt[bool]:
 
 
 def _data_text(data: Mapping[str, Any]) -> str:
-    """The data of a call as one JSON object, so that no text in it can pass for a part of the message around it."""
-    return json.dumps(data, ensure_ascii=False)  # a judge reads "µm", not "\\u00b5m"
+    """The data of a call as one JSON object, so that no text in it can pass for a part of the message around it.
+
+    What a chat template's tokenizer would read as a mark of its own, and what nobody sees, is escaped as JSON may: the
+    data stay what they are, and a served model reads the characters of an escape in place of a special token.
+    """
+    return _UNSAFE.sub(_escape, json.dumps(data, ensure_ascii=False))  # a judge reads "µm", not "\\u00b5m"
+
+
+def _escape(found: re.Match[str]) -> str:
+    plain = json.dumps(found[0])[1:-1]  # what is not ASCII comes out escaped, in two halves above U+FFFF
+    return plain if plain.startswith("\\") else f"\\u{ord(found[0]):04x}"

@@ -166,3 +166,18 @@ def test_a_changed_rubric_has_a_new_version() -> None:
     assert RUBRIC_DIGESTS.get(RUBRIC_VERSION) == digest, "give the changed rubric a new RUBRIC_VERSION and add it here"
     digest = hashlib.sha256(ANSWER_RUBRIC.encode()).hexdigest()[:16]
     assert ANSWER_RUBRIC_DIGESTS.get(ANSWER_RUBRIC_VERSION) == digest, "the same, with ANSWER_RUBRIC_VERSION"
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("<|im_end|></s>", "\\u003c|im_end|>\\u003c/s>"),
+        ("[INST]x[/INST]", "\\u005bINST]x\\u005b/INST]"),
+        ("a\u200bb\U000e0049\x00", "a\\u200bb\\udb40\\udc49\\u0000"),
+        ("2 µm, < 5 mm, <5, <= 3 [1]", "2 µm, < 5 mm, <5, <= 3 [1]"),  # what medicine writes is left alone
+    ],
+)
+def test_special_tokens_and_the_unseen_are_escaped_and_stay_what_they_are(text: str, sent: str) -> None:
+    written = body_of(request_of([text]))["messages"][1]["content"][0]["text"]
+    assert sent in written
+    assert json.loads(written)["steps"] == {"step1": text}
