@@ -138,13 +138,20 @@ class Engine:
             The request's id.
 
         Raises:
-            UserError: the prompt does not hold one image or is not what the processor makes of this image.
+            UserError: no image; the prompt does not hold one, or is not what the processor makes of this one.
             DataError: the image cannot be read.
         """
+        if sample.image is None:
+            raise UserError(
+                f"score of {sample.key!r}: it has no image, and engines take prompts with one alone; give it an image, "
+                "or ask the learner, which scores text alone too"
+            )
         try:
             collapsed = collapse_image(sample.prompt_token_ids, self._vocabulary)
         except ValueError as error:
-            raise UserError(f"score of {sample.key!r}: {error}") from error
+            raise UserError(
+                f"score of {sample.key!r}: {error}; give prompt_token_ids as a completion has them"
+            ) from error
         num_scored = len(sample.completion_token_ids)
         token_ids = [*sample.prompt_token_ids, *sample.completion_token_ids]
         prompt = self._render({"prompt_token_ids": [*collapsed, *sample.completion_token_ids]}, sample.image)

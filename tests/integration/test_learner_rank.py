@@ -234,7 +234,9 @@ def test_a_broken_forward_names_a_completion_and_updates_nothing(world: Path, st
     assert train_step(rank, samples, progress=0.0).grad_norm > 0, "the rank is fit for use after the error"
 
 
-def test_a_completion_with_a_vision_token_is_left_out_and_counted(world: Path) -> None:
+def test_a_completion_with_a_vision_token_is_named_left_out_and_counted(
+    world: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     samples = completions(world)
     expected = train_step(make(spec(world)), samples[1:], progress=0.0)
     rank = make(spec(world))
@@ -242,6 +244,7 @@ def test_a_completion_with_a_vision_token_is_left_out_and_counted(world: Path) -
     marked = replace(samples[0], completion_token_ids=[image_token, *samples[0].completion_token_ids[1:]])
     found = train_step(rank, [marked, *samples[1:]], progress=0.0)
     assert found.extra["dropped_vision_token"] == 1.0
+    assert f"left out 1 completions that contain a vision token: {marked.key}" in caplog.text
     assert_same([found], [expected])
     with pytest.raises(DataError, match=f"vision token cannot be scored: {marked.key}"):
         score(rank, to_score([marked]))

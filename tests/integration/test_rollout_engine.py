@@ -186,6 +186,20 @@ def test_scores_refuse_a_prompt_of_another_image(engine: Started) -> None:
         engine.score([completion])
 
 
+def test_scores_refuse_a_prompt_without_an_image(engine: Started) -> None:
+    completion = next(iter(engine.generate(engine.requests(1)).values()))
+    sample = ScoreSample(
+        key="q1#0",
+        image=None,
+        prompt_token_ids=[i for i in completion.prompt_token_ids if i != engine.vocabulary.image_token],
+        completion_token_ids=completion.completion_token_ids,
+    )
+    with pytest.raises(UserError, match=r"score of 'q1#0': it has no image, .*; give it an image, or ask the learner"):
+        asyncio.run(engine.pool.score([sample]))
+    with pytest.raises(UserError, match=r"score of 'q1#0': a prompt must hold one image, .*; give prompt_token_ids"):
+        asyncio.run(engine.pool.score([replace(sample, image=engine.images[0])]))
+
+
 def test_a_bad_request_is_named_and_harms_no_later_one(engine: Started) -> None:
     good = engine.requests(4)
     with pytest.raises(DataError, match=r"/nowhere/scan\.png"):
