@@ -48,12 +48,24 @@ def add_judge_noise(traces: Sequence[Trace], *, probability: float, seed: int, s
         if judgement is None or not isinstance(judgement.outcome, Verdicts):
             noisy.append(trace)
             continue
-        key = trace.completion.key
-        flips = [_draw(seed, step, key, index) < probability for index in range(len(judgement.outcome.valid))]
+        outcome, flips = flip_verdicts(
+            judgement.outcome, probability=probability, seed=seed, step=step, key=trace.completion.key
+        )
         num_verdicts += len(flips)
         num_flipped += sum(flips)
-        noisy.append(replace(trace, judgement=replace(judgement, outcome=_flip(judgement.outcome, flips))))
+        noisy.append(replace(trace, judgement=replace(judgement, outcome=outcome)))
     return NoisyTraces(traces=noisy, flipped_share=num_flipped / num_verdicts if num_verdicts else None)
+
+
+def flip_verdicts(
+    verdicts: Verdicts, *, probability: float, seed: int, step: int, key: str
+) -> tuple[Verdicts, list[bool]]:
+    """The verdicts of one completion with their flips, and [K] which of them flipped; arguments as `add_judge_noise`.
+
+    `key`: of the completion, or of the asking: the flips follow from it.
+    """
+    flips = [_draw(seed, step, key, index) < probability for index in range(len(verdicts.valid))]
+    return _flip(verdicts, flips), flips
 
 
 def _flip(verdicts: Verdicts, flips: Sequence[bool]) -> Verdicts:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 
-from mrpo.calibration.kappa import band_of, kappa_interval, table_of
+from mrpo.calibration.kappa import Weights, band_of, cohen_kappa, kappa_interval, table_of
 from mrpo.calibration.labels import LabelledCompletion, Mark
 from mrpo.calibration.resampling import Sums, cluster_interval, table_accuracy, table_kappa
 from mrpo.eval.intervals import Interval
@@ -67,6 +68,15 @@ class RaterAgreement:
     agreement: Agreement
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradedAgreement:
+    """Of both marks together, as a grade: 0, 1 or 2 of them."""
+
+    weights: str  # of disagreements, see `mrpo.calibration.kappa.Weights`
+    table: list[list[int]]  # [3][3] counts by label and ruling
+    kappa: Interval | None  # bootstrap of completions
+
+
 def pairs_of(completions: Sequence[LabelledCompletion], rulings: Sequence[Verdicts | None], mark: Mark) -> list[Pair]:
     """Every step that has both a ruling and a label; labels on which annotators are split are none."""
     return [
@@ -96,6 +106,39 @@ def agreement(pairs: Sequence[Pair], mark: Mark, *, seed: int) -> Agreement:
         too_kind=int(table[0, 1]) / negative if negative else None,
         too_strict=int(table[1, 0]) / positive if positive else None,
     )
+
+
+def graded_agreement(
+    completions: Sequence[LabelledCompletion], rulings: Sequence[Verdicts | None], *, seed: int
+) -> list[GradedAgreement]:
+    """Weighted kappa: that one mark is given for both is less of an error than that none is."""
+    rows = []
+    for item, said in zip(completions, rulings, strict=True):
+        if said is None:
+            continue
+        labels = zip(item.reference(Mark.ALIGNMENT), item.reference(Mark.CONTRIBUTION), strict=True)
+        marks = zip(said.alignment, said.contribution, strict=True)
+        grades = [
+            (a + c, x + y) for (a, c), (x, y) in zip(labels, marks, strict=True) if a is not None and c is not None
+        ]
+        rows.append(table_of([label for label, _ in grades], [mark for _, mark in grades], num_categories=3).ravel())
+    sums = np.array(rows, dtype=np.float64).reshape(-1, 9)
+    total = sums.sum(axis=0).reshape(3, 3).astype(int).tolist()
+    return [
+        GradedAgreement(
+            weights=weights.value,
+            table=total,
+            kappa=cluster_interval(sums, partial(_graded_kappa, weights=weights), seed=seed),
+        )
+        for weights in (Weights.LINEAR, Weights.QUADRATIC)
+    ]
+
+
+def _graded_kappa(sums: Sums, *, weights: Weights) -> Sums:
+    """[…, 9] counts → […]; NaN where kappa is not defined."""
+    tables = sums.reshape(-1, 3, 3)
+    values = [cohen_kappa(table, weights=weights) for table in tables]
+    return np.array([np.nan if value is None else value for value in values]).reshape(sums.shape[:-1])
 
 
 def tables_of_completions(pairs: Sequence[Pair]) -> Sums:

@@ -4,64 +4,100 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from mrpo.calibration.labels import LabelledCompletion
-from mrpo.calibration.rulings import Ruling
 from mrpo.protocols import JudgePool
 from mrpo.tasks import first_failure_ends_all
-from mrpo.types import JudgeFailure, Judgement, JudgeRequest, Verdicts
+from mrpo.types import Judgement, JudgeRequest, Verdicts
 
 Progress = Callable[[int, int], None]  # calls that ended, of all
 
 
-async def ask(
-    judge: JudgePool,
-    completions: Sequence[LabelledCompletion],
-    *,
-    repeats: int,
-    orders: int,
-    seed: int,
-    on_progress: Progress | None = None,
-) -> list[Ruling]:
-    """Ask about everything; the first asking of all comes before any second one, in case a budget ends.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call to make: a completion as it is, or in another order."""
+
+    completion: int  # its number
+    asking: int  # 0 … of the same sort
+    order: list[int] | None  # [K] which step stands at each place; None: the completion's own order
+    request: JudgeRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A call that was made."""
+
+    call: Call
+    judgement: Judgement
+
+    @property
+    def verdicts(self) -> Verdicts | None:
+        """By the completion's own order; None where the judge failed."""
+        outcome, order = self.judgement.outcome, self.call.order
+        if not isinstance(outcome, Verdicts):
+            return None
+        if order is None:
+            return outcome
+        places = sorted(range(len(order)), key=order.__getitem__)  # where each step stood
+        return Verdicts(
+            alignment=[outcome.alignment[place] for place in places],
+            contribution=[outcome.contribution[place] for place in places],
+        )
+
+
+def calls_of(completions: Sequence[LabelledCompletion], *, repeats: int, orders: int, seed: int) -> list[Call]:
+    """All calls of a check; the first asking of all comes before any second one, in case a budget ends.
 
     Args:
-        judge: without a cache, or repeats would say nothing.
         completions: to be ruled on.
         repeats: askings of each as it is.
         orders: askings of each of more than one step with these in another order.
         seed: of the orders.
+    """
+    calls = [
+        Call(completion=number, asking=asking, order=None, request=_request(item, f"#{asking}", item.steps))
+        for asking in range(repeats)
+        for number, item in enumerate(completions)
+    ]
+    for asking in range(orders):
+        for number, item in enumerate(completions):
+            if len(item.steps) > 1:
+                order = other_order(item, asking, seed=seed)
+                steps = [item.steps[index] for index in order]
+                request = _request(item, f"#reordered-{asking}", steps)
+                calls.append(Call(completion=number, asking=asking, order=order, request=request))
+    return calls
+
+
+async def ask(judge: JudgePool, calls: Sequence[Call], *, on_progress: Progress | None = None) -> list[Asked]:
+    """Make all calls; the judge bounds how many are in flight.
+
+    Args:
+        judge: without a cache, or repeats would say nothing.
+        calls: of `calls_of`.
         on_progress: told after every call.
 
     Returns:
-        A record a call, in a fixed order.
+        In the order of the calls.
 
     Raises:
         DataError: an image cannot be read.
     """
-    wanted: list[tuple[LabelledCompletion, int, list[int] | None]] = [
-        (item, asking, None) for asking in range(repeats) for item in completions
-    ]
-    wanted += [
-        (item, number, other_order(item, number, seed=seed))
-        for number in range(orders)
-        for item in completions
-        if len(item.steps) > 1
-    ]
     done = 0
 
-    async def one(item: LabelledCompletion, asking: int, order: list[int] | None) -> Ruling:
+    async def one(call: Call) -> Asked:
         nonlocal done
-        ruling = _ruling(item, asking, order, await judge.judge(_request(item, asking, order)))
+        asked = Asked(call=call, judgement=await judge.judge(call.request))
         done += 1
         if on_progress is not None:
-            on_progress(done, len(wanted))
-        return ruling
+            on_progress(done, len(calls))
+        return asked
 
     async with first_failure_ends_all() as group:
-        tasks = [group.create_task(one(*call)) for call in wanted]
+        tasks = [group.create_task(one(call)) for call in calls]
     return [task.result() for task in tasks]
 
 
@@ -73,45 +109,12 @@ def other_order(completion: LabelledCompletion, number: int, *, seed: int) -> li
     return order if order != list(range(size)) else [*order[1:], order[0]]
 
 
-def _request(item: LabelledCompletion, asking: int, order: list[int] | None) -> JudgeRequest:
-    variant = "" if order is None else "reordered-"
+def _request(item: LabelledCompletion, suffix: str, steps: list[str]) -> JudgeRequest:
     return JudgeRequest(
-        key=f"{item.id}#{variant}{asking}",
-        image=item.image or "",  # not read where send_image is off, which the command sees to
+        key=f"{item.id}{suffix}",
+        image=item.image or "",  # not read where images are not sent, which the command sees to
         question=item.question,
         answer=item.answer,
         rationale=item.rationale,
-        steps=item.steps if order is None else [item.steps[index] for index in order],
-    )
-
-
-def _ruling(item: LabelledCompletion, asking: int, order: list[int] | None, judgement: Judgement) -> Ruling:
-    outcome = judgement.outcome
-    verdicts = _put_back(outcome, order) if isinstance(outcome, Verdicts) else None
-    failure = outcome if isinstance(outcome, JudgeFailure) else None
-    return Ruling(
-        id=item.id,
-        asking=asking,
-        order=order,
-        alignment=verdicts.alignment if verdicts else None,
-        contribution=verdicts.contribution if verdicts else None,
-        failure=failure.reason.value if failure else None,
-        detail=failure.detail if failure else "",
-        attempts=judgement.attempts,
-        prompt_tokens=judgement.prompt_tokens,
-        completion_tokens=judgement.completion_tokens,
-        started_s=judgement.started_s,
-        sent_s=judgement.sent_s,
-        ended_s=judgement.ended_s,
-    )
-
-
-def _put_back(verdicts: Verdicts, order: list[int] | None) -> Verdicts:
-    """Rulings by the completion's own order."""
-    if order is None:
-        return verdicts
-    places = sorted(range(len(order)), key=order.__getitem__)  # where each step stood
-    return Verdicts(
-        alignment=[verdicts.alignment[place] for place in places],
-        contribution=[verdicts.contribution[place] for place in places],
+        steps=steps,
     )

@@ -1,54 +1,126 @@
-"""What a judge answered in a check, one record a call, and the file `rulings.jsonl` of them."""
+"""What a judge answered in a check: a record a call, put on disk as each ends, so that none is paid for twice."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import logging
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from mrpo.errors import DataError
-from mrpo.types import Verdicts
+from mrpo.protocols import JudgePool
+from mrpo.types import (
+    AnswerJudgement,
+    AnswerRequest,
+    FailureReason,
+    JudgeFailure,
+    Judgement,
+    JudgeRequest,
+    Verdicts,
+)
+
+logger = logging.getLogger(__name__)
+
+RULINGS_FILE = "rulings.jsonl"
+MARKS = ("alignment", "contribution")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruling:
-    """One call about one completion. Made by `mrpo.calibration.asking`."""
+class RulingFile:
+    """`rulings.jsonl`, a line a call; of two lines with one key the later one counts. Written by one process."""
 
-    id: str  # of the completion
-    asking: int  # 0 … of the same order of steps
-    order: list[int] | None  # [K] which step stood at each place; None: the completion's own order
-    alignment: list[bool] | None  # [K] by the completion's own order; None: the judge failed
-    contribution: list[bool] | None
-    failure: str | None  # a FailureReason
-    detail: str
-    attempts: int  # HTTP requests
-    prompt_tokens: int
-    completion_tokens: int
-    started_s: float  # time.time() when it was handed to the judge
-    sent_s: float | None  # of the first request; None: none was made
-    ended_s: float
+    def __init__(self, path: Path) -> None:
+        """Read what is there and go on behind it; a last line that a kill cut short is dropped.
+
+        Raises:
+            DataError: a whole line is damaged.
+        """
+        self._known = read_rulings(path)
+        _drop_torn_line(path)
+        self._file: TextIO = path.open("a", encoding="utf-8")
 
     @property
-    def verdicts(self) -> Verdicts | None:
-        """What it ruled; None where it failed."""
-        if self.alignment is None or self.contribution is None:
-            return None
-        return Verdicts(alignment=self.alignment, contribution=self.contribution)
+    def known(self) -> Mapping[str, Judgement]:
+        """By key."""
+        return self._known
+
+    def add(self, judgement: Judgement) -> None:
+        """Put a call on disk."""
+        self._file.write(json.dumps(_row(judgement), ensure_ascii=False) + "\n")
+        self._file.flush()
+        self._known[judgement.key] = judgement
+
+    def close(self) -> None:
+        """Have all of it on disk."""
+        os.fsync(self._file.fileno())
+        self._file.close()
 
 
-def write_rulings(rulings: Iterable[Ruling]) -> str:
-    """The content of `rulings.jsonl`."""
-    return "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rulings)
+@dataclass(frozen=True, slots=True)
+class RecordedJudge:
+    """A `mrpo.protocols.JudgePool` that asks only for what its file has no ruling on; failures are asked again."""
+
+    judge_pool: JudgePool
+    file: RulingFile
+
+    async def judge(self, request: JudgeRequest) -> Judgement:
+        """The ruling on file, or a new one."""
+        known = self.file.known.get(request.key)
+        if known is not None and isinstance(known.outcome, Verdicts):
+            return known
+        judgement = await self.judge_pool.judge(request)
+        self.file.add(judgement)
+        return judgement
+
+    async def judge_answer(self, request: AnswerRequest) -> AnswerJudgement:
+        """Asked, and not kept."""
+        return await self.judge_pool.judge_answer(request)
 
 
-def read_rulings(file: Path) -> list[Ruling]:
-    """Read what `write_rulings` wrote.
+def read_rulings(path: Path) -> dict[str, Judgement]:
+    """The calls on file by key, none where there is no file; without a last line that a kill cut short.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: a whole line is damaged.
     """
-    try:
-        return [Ruling(**json.loads(line)) for line in file.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{file}: cannot be read as rulings of a judge check ({error}); run the check again") from None
+    if not path.exists():
+        return {}
+    *lines, _ = path.read_bytes().split(b"\n")
+    found: dict[str, Judgement] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            judgement = _judgement(json.loads(line))
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise DataError(
+                f"{path} line {number} is damaged ({type(error).__name__}: {error}); remove the line: the call is made "
+                "again"
+            ) from None
+        found[judgement.key] = judgement
+    return found
+
+
+def _row(judgement: Judgement) -> dict[str, Any]:
+    row = asdict(judgement)
+    outcome = row.pop("outcome")
+    if isinstance(judgement.outcome, Verdicts):  # as 0 and 1, in the order of the steps that were sent
+        return {"key": row.pop("key"), **{name: [int(mark) for mark in outcome[name]] for name in MARKS}, **row}
+    return {"key": row.pop("key"), "failure": outcome["reason"], "detail": outcome["detail"], **row}
+
+
+def _judgement(row: dict[str, Any]) -> Judgement:
+    if "failure" in row:
+        outcome: Verdicts | JudgeFailure = JudgeFailure(
+            reason=FailureReason(row.pop("failure")), detail=row.pop("detail")
+        )
+    else:
+        outcome = Verdicts(**{name: [bool(mark) for mark in row.pop(name)] for name in MARKS})
+    return Judgement(outcome=outcome, **row)
+
+
+def _drop_torn_line(path: Path) -> None:
+    data = path.read_bytes() if path.exists() else b""
+    if data and not data.endswith(b"\n"):
+        logger.warning("%s: a line that a kill cut short is dropped; its call is made again", path)
+        os.truncate(path, data.rfind(b"\n") + 1)

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from mrpo.config.algorithm import AlgorithmConfig, AnswerConfig, BertScoreConfig, LossConfig, RewardConfig
 from mrpo.config.cluster import ClusterConfig
 from mrpo.config.data import DataConfig
-from mrpo.config.evaluation import BenchmarkConfig, EvalConfig, ParityConfig
+from mrpo.config.evaluation import BenchmarkConfig, CheckConfig, EvalConfig, ParityConfig
 from mrpo.config.fields import STRICT, NonNegativeInt, PositiveInt
 from mrpo.config.judge import (
     BreakerConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "BenchmarkConfig",
     "BertScoreConfig",
     "BreakerConfig",
+    "CheckConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "Config",
@@ -90,6 +91,7 @@ class Config:
     parity: ParityConfig = ParityConfig()
     eval: EvalConfig = EvalConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    check: CheckConfig = CheckConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
 

@@ -43,3 +43,20 @@ class BenchmarkConfig:
     chunk_size: PositiveInt = 64  # questions between two writes: what a kill can cost
     compare: tuple[str, ...] = ()  # folders of finished evaluations, to be shown side by side; nothing is measured
     vlmevalkit: bool = False  # also write the sets as VLMEvalKit reads them
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class CheckConfig:
+    """What `make judge-check` measures: the judge of `judge.*` against labelled steps."""
+
+    labels: str | None = None  # JSONL or CSV of labelled steps; null: the phantom set that ships
+    repeats: PositiveInt = 3  # askings of every completion as it is
+    orders: NonNegativeInt = 1  # askings of every completion with its steps in another order
+    attacks: bool = True  # also try the attacks that ship
+    against: str | None = None  # folder of an earlier check of the same labels, to compare with
+    name: str | None = None  # of the judge in tables; null: its model, or kind
+    out: str | None = None  # folder of results; null: one under runs_dir, named after judge and settings
+    template: str | None = None  # new CSV or JSONL file: write a blank sheet to label there, and ask no judge
+    source: str | None = None  # of the sheet's completions: a run or evaluation folder, or a Parquet file of one;
+    # null: questions of benchmark.sets with outputs of benchmark.generations, or nothing
+    num_completions: PositiveInt = 100  # of the sheet, drawn by `seed` where there are more

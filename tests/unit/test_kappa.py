@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +47,15 @@ def literal_kappa(first: Sequence[int], second: Sequence[int], num_categories: i
 )
 def test_weighted_and_unweighted_kappa_are_scikit_learns(weights: Weights, value: float) -> None:
     assert cohen_kappa(THREE_SHIFTED, weights=weights) == pytest.approx(value, abs=5e-5)
+
+
+def test_kappa_is_what_scikit_learn_computes() -> None:
+    # sklearn.metrics.cohen_kappa_score with all categories in `labels`, on 9 random pairs of raters.
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "kappa.json").read_text())
+    assert len(golden["rows"]) == 9
+    for row in golden["rows"]:
+        for weights in Weights:
+            assert cohen_kappa(row["table"], weights=weights) == pytest.approx(row[weights.value], abs=1e-12)
 
 
 def test_kappa_of_two_and_three_categories_is_scikit_learns() -> None:
