@@ -1,21 +1,27 @@
-"""What the commands that make a run have in common: opening its folder, going on with it, and its last words."""
+"""What the commands that make a run have in common: its folder from first to last, and how it goes on and ends."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mrpo.command_line import INTERRUPTED
 from mrpo.config import Config, plain
 from mrpo.console import Console
+from mrpo.controller import StopRequested
 from mrpo.errors import MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger
 from mrpo.report.render import write_report
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
-from mrpo.run_reading import Checkpoint
+from mrpo.run_reading import Checkpoint, RunStatus
+from mrpo.stop_signals import StopSignals
+from mrpo.tracking import Tracker, make_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +61,71 @@ def judge_ledger(run: RunFolder) -> SpendingLedger:
     if requests:
         ledger.add({UNKNOWN_MODEL: Spending(requests=requests)})
     return ledger
+
+
+async def record_run(
+    config: Config,
+    console: Console,
+    signals: StopSignals,
+    train: Callable[[RunFolder, Tracker], Awaitable[None]],
+    *,
+    command: str,
+    started: float,
+) -> int:
+    """Train in a new or resumed run folder; the report is written however training ends.
+
+    Args:
+        config: of the run.
+        console: of the command.
+        signals: that stop it.
+        train: all the run does in its folder.
+        command: that goes on with the run when it was stopped: `make train`.
+        started: `time.time()` when the command began.
+
+    Returns:
+        The exit code: 0, or that of an interrupted command.
+    """
+    with open_run(config) as run:
+        console.note(f"run folder: {run.path}")
+        tracker: Tracker | None = None
+        code: int | None = None
+        try:
+            tracker = make_tracker(
+                config.wandb, folder=run.path, experiment=config.experiment, config_tree=plain(config)
+            )
+            code = await _until_stopped(run, tracker, console, signals, train, command=command)
+        except MRPOError as error:
+            run.set_status(RunStatus.INTERRUPTED, str(error))
+            raise
+        finally:
+            if tracker is not None:
+                tracker.finish(failed=code is None)
+            conclude(run, console, started=started)
+        return code
+
+
+async def _until_stopped(
+    run: RunFolder,
+    tracker: Tracker,
+    console: Console,
+    signals: StopSignals,
+    train: Callable[[RunFolder, Tracker], Awaitable[None]],
+    *,
+    command: str,
+) -> int:
+    try:
+        await train(run, tracker)
+    except StopRequested as stopped:
+        run.set_status(RunStatus.INTERRUPTED, str(stopped))
+        console.note(f'{stopped}; go on with: {command} ARGS="resume={run.path}"')
+        return INTERRUPTED
+    except asyncio.CancelledError:
+        if not signals.stop.is_set():
+            raise
+        run.set_status(RunStatus.INTERRUPTED, "stopped by the user")
+        return INTERRUPTED
+    run.set_status(RunStatus.FINISHED)
+    return 0
 
 
 def conclude(run: RunFolder, console: Console, *, started: float) -> None:

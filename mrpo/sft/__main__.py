@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,21 +15,19 @@ from pathlib import Path
 from mrpo.checkpoint_source import local_checkpoint
 from mrpo.choices import Device
 from mrpo.collection import Collector
-from mrpo.command_line import INTERRUPTED, exit_code, quiet_libraries
+from mrpo.command_line import exit_code, quiet_libraries
 from mrpo.compose import compose_config, resume_config
-from mrpo.config import Config, plain
+from mrpo.config import Config
 from mrpo.console import Console
-from mrpo.controller import StopRequested
 from mrpo.data.load import load_dataset
-from mrpo.errors import MRPOError
 from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.parts import answer_similarity, running_evaluation_parts
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import RunFolder, check_writable, resumed_run
-from mrpo.run_reading import Checkpoint, RunStatus
-from mrpo.run_session import conclude, judge_ledger, open_run, rewind_to_checkpoint
+from mrpo.run_reading import Checkpoint
+from mrpo.run_session import judge_ledger, record_run, rewind_to_checkpoint
 from mrpo.sft.evaluation import evaluate
 from mrpo.sft.heldout import HeldOutLoss, read_heldout, rewind_heldout
 from mrpo.sft.job import Job, plan_job
@@ -38,7 +35,8 @@ from mrpo.sft.parts import policy_folder, policy_processor, running_learner
 from mrpo.sft.settings import DEFAULTS, SUFFIX, is_evaluated, require_supervised, supervised
 from mrpo.sft.tokens import check_demonstrations
 from mrpo.sft.trainer import SupervisedTrainer
-from mrpo.tracking import Tracker, make_tracker
+from mrpo.stop_signals import StopSignals
+from mrpo.tracking import Tracker
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -115,65 +113,37 @@ class _Run:
         self.model_folder = model_folder
         self.console = console
         self.started = started
-        self.stop = asyncio.Event()
-        self.training = False
+        self.signals = StopSignals(console, "after the step in hand, a checkpoint is saved")
 
     async def execute(self) -> int:
-        """Train in a new or resumed run folder; the report is written however training ends."""
-        config = self.config
-        with open_run(config) as run:
-            self.console.note(f"run folder: {run.path}")
-            try:
-                tracker = make_tracker(
-                    config.wandb, folder=run.path, experiment=config.experiment, config_tree=plain(config)
-                )
-                code = 1
-                try:
-                    code = await self._train(run, tracker)
-                finally:
-                    tracker.finish(failed=code == 1)
-            except MRPOError as error:
-                run.set_status(RunStatus.INTERRUPTED, str(error))
-                raise
-            finally:
-                conclude(run, self.console, started=self.started)
-            self._show_way_on(run, code)
-            return code
+        """Returns the exit code."""
+        return await record_run(
+            self.config, self.console, self.signals, self._train, command="make sft", started=self.started
+        )
 
-    async def _train(self, run: RunFolder, tracker: Tracker) -> int:
+    async def _train(self, run: RunFolder, tracker: Tracker) -> None:
         """The phases of a run, each with the machine to itself."""
-        self._catch_signals()
+        self.signals.catch()
         (run.path / "logs").mkdir(exist_ok=True)
         checkpoint = rewind_to_checkpoint(run, self.config, self.console)
         step = checkpoint.step if checkpoint else 0
         rewind_heldout(run.path, step)
-        try:
-            folder = await policy_folder(
-                self.config,
-                self.job.dataset,
-                self.console,
-                model_folder=self.model_folder,
-                after_ray=self._catch_signals,
-            )
-            if self.config.eval.before and not run.has_evaluation("before"):
-                await self._evaluate("before", folder, run, tracker, step=0)
-            if not self._is_trained(run, step):
-                await self._learn(folder, checkpoint, run, tracker)
-            last = run.latest_checkpoint()
-            assert last is not None, "training ends with a checkpoint"
-            if self.config.eval.after:
-                await self._evaluate("after", last.path / "hf", run, tracker, step=last.step)
-        except StopRequested as stopped:
-            run.set_status(RunStatus.INTERRUPTED, str(stopped))
-            self.console.note(str(stopped))
-            return INTERRUPTED
-        except asyncio.CancelledError:
-            if not self.stop.is_set():
-                raise
-            run.set_status(RunStatus.INTERRUPTED, "stopped by the user")
-            return INTERRUPTED
-        run.set_status(RunStatus.FINISHED)
-        return 0
+        folder = await policy_folder(
+            self.config,
+            self.job.dataset,
+            self.console,
+            model_folder=self.model_folder,
+            after_ray=self.signals.catch,
+        )
+        if self.config.eval.before and not run.has_evaluation("before"):
+            await self._evaluate("before", folder, run, tracker, step=0)
+        if not self._is_trained(run, step):
+            await self._learn(folder, checkpoint, run, tracker)
+        last = run.latest_checkpoint()
+        assert last is not None, "training ends with a checkpoint"
+        if self.config.eval.after:
+            await self._evaluate("after", last.path / "hf", run, tracker, step=last.step)
+        self._show_way_on(run, last)
 
     def _is_trained(self, run: RunFolder, step: int) -> bool:
         measured = not self.job.held_out.shown or any(item.step == step for item in read_heldout(run.path))
@@ -187,7 +157,7 @@ class _Run:
             )
             tracker.step(found.step, {"heldout/loss": found.loss})
 
-        async with running_learner(self.config, folder, self.console, after_ray=self._catch_signals) as learner:
+        async with running_learner(self.config, folder, self.console, after_ray=self.signals.catch) as learner:
             if checkpoint is not None:
                 await learner.load(str(checkpoint.path))
             trainer = SupervisedTrainer(
@@ -199,12 +169,12 @@ class _Run:
                 recorder=run,
                 watchers=[self.console, tracker],
                 on_held_out=on_held_out,
-                stop=self.stop,
+                stop=self.signals.stop,
                 step=checkpoint.step if checkpoint else 0,
             )
-            self.training = True
+            self.signals.training = True
             await trainer.run()
-            self.training = False
+            self.signals.training = False
 
     async def _evaluate(self, name: str, folder: Path, run: RunFolder, tracker: Tracker, *, step: int) -> None:
         """Start engines and judge for one evaluation; the learner's memory is free then."""
@@ -215,7 +185,7 @@ class _Run:
             similarity=self.similarity,
             judge_ledger=judge_ledger(run),
             log_dir=run.path / "logs",
-            after_ray=self._catch_signals,
+            after_ray=self.signals.catch,
         ) as parts:
             assert parts.rollout is not None
             collector = Collector(
@@ -236,31 +206,10 @@ class _Run:
                     watchers=[self.console, tracker],
                 )
 
-    def _catch_signals(self) -> None:
-        """The first signal ends the run in order, a second one at once."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        def on_signal() -> None:
-            if self.training and not self.stop.is_set():
-                self.console.note("stopping: after the step in hand, a checkpoint is saved …")
-            else:
-                task.cancel()
-            self.stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
-
-    def _show_way_on(self, run: RunFolder, code: int) -> None:
+    def _show_way_on(self, run: RunFolder, last: Checkpoint) -> None:
         """The commands that take what this one made."""
-        last = run.latest_checkpoint()
-        if last is None:
-            return
         experiment = self.config.experiment.removesuffix(SUFFIX)
         named = "" if experiment == "phantom" else f"EXP={experiment} "
-        if code:
-            self.console.note(f'go on with: make sft ARGS="resume={run.path}"')
-            return
         self.console.note(f'reinforcement from here: make train {named}ARGS="model.path={last.path / "hf"}"')
         self.console.note(f"benchmarks: make eval MODEL={run.path} SETS=<prepared sets>")
 
