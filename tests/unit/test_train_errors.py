@@ -107,7 +107,7 @@ def test_not_enough_gpus(capfd: pytest.CaptureFixture[str], tmp_path: Path, monk
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     root = jsonl_folder(tmp_path)
     arguments = ["experiment=internvl3", f"data.root={root}", "judge.url=http://127.0.0.1:1/v1", "judge.model=m"]
-    expect_error(capfd, [*arguments, f"runs_dir={tmp_path}"], "internvl3 needs 2 GPUs", "has 1", "EXP=phantom")
+    expect_error(capfd, [*arguments, f"runs_dir={tmp_path}"], "internvl3 needs 4 GPUs", "has 1", "EXP=phantom")
 
 
 def test_run_folder_not_writable(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
