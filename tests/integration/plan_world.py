@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from learner.spec import LearnerSpec
+from mrpo.batching import plan_micro_batches
+from mrpo.choices import Device
 from mrpo.phantom.toy_models import build_toy_model
+from mrpo.plan.activations import Load
+from mrpo.plan.architecture import read_folder
+from mrpo.plan.learner_memory import RankMemory, RankSettings, rank_memory
 from mrpo.types import TrainSample
 from tests.integration.learner_world import CORPUS, make
 
@@ -38,6 +43,9 @@ VISION_LAYERS = {"qwen2_5_vl": "depth", "qwen3_vl": "depth", "internvl": "num_hi
 VISION_HEADS = {"qwen2_5_vl": "num_heads", "qwen3_vl": "num_heads", "internvl": "num_attention_heads"}
 IMAGE_TOKENS, COMPLETION = 64, 120
 PROMPT_TEXT = 20  # tokens of a prompt beside its image
+MAX_PIXELS = 100_000  # more than an image has
+BUCKET_ELEMENTS = 1_000_000  # the usual buckets would be most of these models' memory, and hide the rest
+TOLERANCE = 0.15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +107,35 @@ def samples_of(folder: Path, *, num: int) -> list[TrainSample]:
             )
         )
     return found
+
+
+def plan_step(settings: LearnerSpec, samples: list[TrainSample]) -> RankMemory:
+    """The plan of one rank's step on samples of one length, with ZeRO's buckets as small as `BUCKET_ELEMENTS`."""
+    length = len(samples[0].prompt_token_ids) + COMPLETION
+    (micro_batches,) = plan_micro_batches(
+        [length] * len(samples), num_ranks=1, tokens_per_micro_batch=settings.learner.tokens_per_micro_batch
+    )
+    size = max(map(len, micro_batches))
+    images = max(len({samples[index].image for index in batch}) for batch in micro_batches)
+    return rank_memory(
+        read_folder(Path(settings.model_folder)),
+        RankSettings(
+            learner=replace(settings.learner, lora=settings.lora),
+            num_ranks=1,
+            on_gpu=settings.device == Device.GPU,
+            reference=settings.loss.beta > 0,
+            freeze_tower=settings.freeze_vision_tower,
+            freeze_projector=settings.freeze_projector,
+            load=Load(
+                tokens=size * length,
+                completion_tokens=size * COMPLETION,
+                images=images,
+                image_tokens=images * IMAGE_TOKENS,
+                num_micro_batches=len(micro_batches),
+            ),
+            bucket_elements=BUCKET_ELEMENTS,
+        ),
+    )
 
 
 def measure(spec: LearnerSpec, samples: list[TrainSample]) -> Measured:

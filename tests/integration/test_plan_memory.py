@@ -15,16 +15,18 @@ from typing import Any
 
 import pytest
 
-from mrpo.batching import plan_micro_batches
 from mrpo.config import LoraConfig, LossConfig
-from mrpo.plan.activations import Load
-from mrpo.plan.architecture import read_folder
-from mrpo.plan.learner_memory import RankSettings, rank_memory
 from tests.integration.learner_world import spec
-from tests.integration.plan_world import COMPLETION, IMAGE_TOKENS, build_model, measure, samples_of
+from tests.integration.plan_world import (
+    BUCKET_ELEMENTS,
+    MAX_PIXELS,
+    TOLERANCE,
+    build_model,
+    measure,
+    plan_step,
+    samples_of,
+)
 
-BUCKET_ELEMENTS = 1_000_000  # the usual buckets would be most of these models' memory, and hide the rest
-TOLERANCE = 0.15
 MIB = 2**20
 FULL = LoraConfig()
 
@@ -92,34 +94,10 @@ def test_the_plan_is_within_15_per_cent_of_a_real_step(
             world, case.family, loss=LossConfig(beta=case.beta), lora=case.lora, freeze_vision_tower=case.freeze,
             **settings,
         ),
-        max_pixels=100_000,
+        max_pixels=MAX_PIXELS,
     )  # fmt: skip
     samples = samples_of(folder, num=8)
-    length = len(samples[0].prompt_token_ids) + COMPLETION
-    (micro_batches,) = plan_micro_batches(
-        [length] * len(samples), num_ranks=1, tokens_per_micro_batch=wanted.learner.tokens_per_micro_batch
-    )
-    size = max(map(len, micro_batches))
-    images = max(len({samples[index].image for index in batch}) for batch in micro_batches)
-    plan = rank_memory(
-        read_folder(folder),
-        RankSettings(
-            learner=replace(wanted.learner, lora=case.lora),
-            num_ranks=1,
-            on_gpu=False,
-            reference=case.beta > 0,
-            freeze_tower=case.freeze,
-            freeze_projector=False,
-            load=Load(
-                tokens=size * length,
-                completion_tokens=size * COMPLETION,
-                images=images,
-                image_tokens=images * IMAGE_TOKENS,
-                num_micro_batches=len(micro_batches),
-            ),
-            bucket_elements=BUCKET_ELEMENTS,
-        ),
-    )
+    plan = plan_step(wanted, samples)
     found = measure(wanted, samples)
     record_property("memory", f"plan {plan.learning.total / MIB:.0f} MiB, measured {found.peak / MIB:.0f} MiB")
     print(  # noqa: T201
