@@ -59,7 +59,7 @@ class Accountant:
         )
         self._budget = Budget(limits, spent=self._amounts(ledger.spent))
         self._estimated = self._counted = 0  # tokens of requests whose usage was named: by us, by the endpoints
-        self._told = Amounts()  # spent when metrics were last taken
+        self._told = self._budget.spent  # when metrics were last taken
         self._warned: set[str] = set()
         self._said_no_usage = self._said_unwritable = False
 

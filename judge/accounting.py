@@ -52,3 +52,7 @@ class Rulings(Protocol):
     async def keep(self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str) -> None:
         """Remember what `model` ruled."""
         ...
+
+    def take_metrics(self) -> dict[str, float]:
+        """What it counted since this was asked last, as `judge/...`."""
+        ...

@@ -46,6 +46,7 @@ class RulingCache:
         self._folder = RulingFolder(folder, max_mib=config.cache.max_mib)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="judge-cache")
         self._lock = threading.Lock()  # of the counts
+        self._told: Counter[str] = Counter()  # when metrics were last taken
         self.counts: Counter[str] = Counter()  # "hits", "misses", "corrupt", "read_errors", "write_errors"
 
     async def find(self, request: JudgeRequest | AnswerRequest) -> KnownRuling | None:
@@ -55,6 +56,13 @@ class RulingCache:
     async def keep(self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str) -> None:
         """Remember what `model` ruled."""
         await self._in_thread(lambda: self._keep(request, KnownRuling(ruling=ruling, model=model)))
+
+    def take_metrics(self) -> dict[str, float]:
+        """Counts since this was asked last: hits and misses always, troubles where there were any."""
+        with self._lock:
+            new = self.counts - self._told
+            self._told = self.counts.copy()
+        return {f"judge/cache_{name}": float(new[name]) for name in dict.fromkeys(("hits", "misses", *new))}
 
     def close(self) -> None:
         """End the threads; what is being written is finished."""

@@ -15,6 +15,7 @@ from judge.actors import ActorLost, JudgeActors, NoActor
 from judge.api_key import key_source, read_key
 from judge.availability import Event, Opened
 from judge.circuits import Circuits
+from judge.ruling_key import rubric_version
 from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError
@@ -99,7 +100,8 @@ class RayJudgePool:
     def take_metrics(self) -> dict[str, float]:
         """What the pool measured since this was asked last; what did not happen is left out."""
         outage_s = self._circuits.take_outage_s()
-        return self._accountant.take_metrics() | ({"judge/outage_s": outage_s} if outage_s else {})
+        kept = self._rulings.take_metrics() if self._rulings is not None else {}
+        return self._accountant.take_metrics() | kept | ({"judge/outage_s": outage_s} if outage_s else {})
 
     async def start(self) -> None:
         """Wait until every actor is up.
@@ -137,33 +139,36 @@ class RayJudgePool:
         """One ruling, known from before or by a call, or one failure."""
         self.tally.begun += 1
         try:
-            judgement = await self._find_or_call(request, made)
+            return await self._find_or_call(request, made)
         except BaseException:
             self.tally.broken += 1
             raise
-        if isinstance(judgement.outcome, JudgeFailure):
-            self.tally.failed[judgement.outcome.reason] += 1
-        else:
-            self.tally.ruled += 1
-        return judgement
 
     async def _find_or_call(self, request: JudgeRequest | AnswerRequest, made: type[Made]) -> Made:
         account = Account(started_s=time.time())
+        rubric = rubric_version(request)
         known = await self._rulings.find(request) if self._rulings is not None else None
         if known is not None:
-            return _made(made, request.key, known.ruling, account)
+            self.tally.known += 1
+            return replace(_made(made, request.key, known.ruling, account), model=known.model, rubric=rubric)
         served = await self._call(request, made, account)
         judgement = served.judgement
         assert isinstance(judgement, made)
-        if self._rulings is not None and not isinstance(judgement.outcome, JudgeFailure):
-            assert served.model is not None
-            await self._rulings.keep(request, judgement.outcome, model=served.model)
+        if isinstance(judgement.outcome, JudgeFailure):
+            self.tally.failed[judgement.outcome.reason] += 1
+        else:
+            if self._rulings is not None:
+                assert served.model is not None
+                await self._rulings.keep(request, judgement.outcome, model=served.model)
+            self.tally.ruled += 1
         return replace(
             judgement,
             started_s=account.started_s,
             attempts=account.attempts,
             prompt_tokens=sum(item.prompt_tokens or 0 for item in account.requests),
             completion_tokens=sum(item.completion_tokens or 0 for item in account.requests),
+            model=served.model,
+            rubric=rubric,
         )
 
     async def _call(self, request: JudgeRequest | AnswerRequest, made: type[Made], account: Account) -> Served:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrpo.choices import LEXICAL_NOTICE, JudgeKind
@@ -61,6 +62,8 @@ async def start_judge(
     stack: AsyncExitStack,
     ledger: SpendingLedger,
     on_event: Callable[[str], None] | None = None,
+    *,
+    fresh: bool = False,
 ) -> RayJudgePool | None:
     """Start the judge that the configuration names; `stack` ends it. None where there is none.
 
@@ -71,6 +74,7 @@ async def start_judge(
         ledger: of what the run spends on it, with what its earlier parts spent.
         on_event: told in a line when the judge goes down, when it is up again, and when most of a budget is spent;
             None: these are logged.
+        fresh: look up and keep no rulings, as a measurement of the judge itself must.
 
     Raises:
         JudgeUnavailableError: a judge that is started here did not come up.
@@ -80,11 +84,15 @@ async def start_judge(
         return None
     if config.judge.kind == JudgeKind.LEXICAL:
         console.note(LEXICAL_NOTICE)
+    from judge.cache import open_cache
     from judge.pool import RayJudgePool
 
     with console.stage(f"judge ({config.judge.kind})"):
         endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
-        pool = RayJudgePool(endpoint, ledger=ledger, on_outage=on_event, on_warning=on_event)
+        cache = open_cache(endpoint, Path(config.cache_dir), bypass=fresh)
+        if cache is not None:
+            stack.callback(cache.close)
+        pool = RayJudgePool(endpoint, ledger=ledger, rulings=cache, on_outage=on_event, on_warning=on_event)
         stack.callback(pool.close)
         await pool.start()
     return pool

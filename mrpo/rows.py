@@ -44,9 +44,13 @@ COLUMNS: dict[str, Any] = {
     "judge_failure": pa.string(),
     "judge_detail": pa.string(),
     "judge_attempts": pa.int32(),
+    "judge_model": pa.string(),
+    "judge_rubric": pa.string(),
     "answer_judge_failure": pa.string(),
     "answer_judge_detail": pa.string(),
     "answer_judge_attempts": pa.int32(),
+    "answer_judge_model": pa.string(),
+    "answer_judge_rubric": pa.string(),
     "answer_reward": pa.float64(),
     "process_reward": pa.float64(),
     "step_count_reward": pa.float64(),
@@ -64,6 +68,8 @@ COLUMNS: dict[str, Any] = {
     "answer_judge_sent_s": pa.float64(),
     "answer_judge_ended_s": pa.float64(),
 }
+# Files of an earlier version may lack these: null, as where it is not known.
+MAY_LACK = {"judge_model", "judge_rubric", "answer_judge_model", "answer_judge_rubric"}
 SCHEMA = pa.schema(list(COLUMNS.items()))
 
 
@@ -83,7 +89,8 @@ def read_rows(path: Path) -> list[TraceRow]:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as a Parquet file of completions: {error}") from None
-    if set(table.column_names) != set(COLUMNS):
+    if set(table.column_names) | MAY_LACK != set(COLUMNS):
         differing = ", ".join(sorted(set(table.column_names) ^ set(COLUMNS)))
         raise DataError(f"{path}: not the columns of this version (differing: {differing}); read it with pandas")
-    return [TraceRow(**row) for row in table.to_pylist()]
+    lacking = dict.fromkeys(MAY_LACK - set(table.column_names))
+    return [TraceRow(**row, **lacking) for row in table.to_pylist()]

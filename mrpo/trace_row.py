@@ -44,9 +44,13 @@ class TraceRow:
     judge_failure: str | None  # a FailureReason; None with alignment None: the completion was not judged
     judge_detail: str | None
     judge_attempts: int | None
+    judge_model: str | None  # that replied; None: none did
+    judge_rubric: str | None  # version
     answer_judge_failure: str | None  # a FailureReason; the answer's reward is None then
     answer_judge_detail: str | None
     answer_judge_attempts: int | None  # None: the answer was not rated by the judge
+    answer_judge_model: str | None
+    answer_judge_rubric: str | None
     answer_reward: float | None
     process_reward: float | None
     step_count_reward: float | None
@@ -142,9 +146,13 @@ def _common(
         "judge_failure": outcome.reason.value if isinstance(outcome, JudgeFailure) else None,
         "judge_detail": outcome.detail if isinstance(outcome, JudgeFailure) else None,
         "judge_attempts": judgement.attempts if judgement else None,
+        "judge_model": judgement.model if judgement else None,
+        "judge_rubric": judgement.rubric if judgement else None,
         "answer_judge_failure": answer_failure.reason.value if answer_failure else None,
         "answer_judge_detail": answer_failure.detail if answer_failure else None,
         "answer_judge_attempts": answer_judgement.attempts if answer_judgement else None,
+        "answer_judge_model": answer_judgement.model if answer_judgement else None,
+        "answer_judge_rubric": answer_judgement.rubric if answer_judgement else None,
         "policy_version": completion.policy_version,
         "rollout_started_s": completion.started_s,
         "rollout_ended_s": completion.ended_s,

@@ -144,6 +144,8 @@ class Judgement:
     sent_s: float | None = None  # time.time() of the first of them, after the wait for a free slot; None: not known
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str | None = None  # that replied, now or when the ruling was kept; None: none did, or not told
+    rubric: str | None = None  # version of the rubric that went with the request; None: not told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +171,8 @@ class AnswerJudgement:
     sent_s: float | None = None  # time.time() of the first of them, after the wait for a free slot; None: not known
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str | None = None  # that replied, now or when the ruling was kept; None: none did, or not told
+    rubric: str | None = None  # version of the rubric that went with the request; None: not told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

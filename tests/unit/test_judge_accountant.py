@@ -160,7 +160,9 @@ async def test_a_budget_of_money_goes_over_a_restart(tmp_path: Path) -> None:
         accountant = Accountant(config, SpendingLedger(path))
         lease = await accountant.lease(request(), 1)
         await accountant.settle(lease, [usage(2000, 100)], replied=True)  # 0.0048
-    assert accountant.take_metrics()["judge/budget_left_share"] == pytest.approx(0.04)
+    metrics = accountant.take_metrics()
+    assert metrics["judge/budget_left_share"] == pytest.approx(0.04)
+    assert (metrics["judge/tokens"], metrics["judge/cost"]) == (2100, pytest.approx(0.0048)), "of this part alone"
     lease = await Accountant(config, SpendingLedger(path)).lease(request(), 1)
     assert lease.requests == 0
     assert "judge.max_cost=0.01: 0.0096 spent" in lease.refusal

@@ -125,6 +125,7 @@ def test_model_rubric_and_kind_of_call_are_told_apart(image: str, monkeypatch: p
 
 def test_what_decides_about_no_ruling_is_not_in_the_key(image: str) -> None:
     changes: dict[str, Any] = {"max_completion_tokens": 9, "concurrency": 1, "deadline_s": 1.0, "api_key_env": "OTHER"}
+    changes["noise"] = 0.5
     request = steps_request(image)
     other = ruling_key(replace(request, key="q#7"), config_of(url="http://x/v1", **changes), model="m")
     assert other == ruling_key(request, config_of(), model="m")
@@ -432,3 +433,40 @@ def test_what_was_used_last_stays(tmp_path: Path) -> None:
     assert kept[0] == keys[0]
     assert keys[1] not in kept
     assert folder.file_of("aa" + "f" * 62).exists()
+
+
+# Time
+
+
+def test_a_hit_takes_less_than_a_millisecond_of_work(tmp_path: Path, image: str) -> None:
+    """Processor time, which a busy machine does not lengthen; among 3,000 others, in a folder that was just opened."""
+    config = config_of()
+    requests = [steps_request(image, key=str(n), steps=[f"Step {n}.", "B."] * 4) for n in range(3000)]
+    ruling = Verdicts(alignment=[True] * 8, contribution=[False] * 8)
+    writer = RulingFolder(tmp_path / "c", max_mib=1024)
+    for request in requests:
+        key = ruling_key(request, config, model="m")
+        writer.write(key, encode(key, KnownRuling(ruling=ruling, model="m"), rubric="1"))
+    cache = RulingCache(config, tmp_path / "c")
+
+    async def find_all() -> float:
+        await cache.find(requests[0])  # threads start
+        began = time.process_time()
+        for request in requests[1:]:
+            assert await cache.find(request) is not None
+        return (time.process_time() - began) / (len(requests) - 1)
+
+    assert asyncio.run(find_all()) < 0.001
+    assert cache.counts["hits"] == 3000
+
+
+def test_metrics_are_what_is_new(tmp_path: Path, image: str) -> None:
+    cache = RulingCache(config_of(), tmp_path / "c")
+    assert find(cache, steps_request(image)) is None
+    keep(cache, steps_request(image), RULING)
+    assert find(cache, steps_request(image)) is not None
+    assert cache.take_metrics() == {"judge/cache_hits": 1.0, "judge/cache_misses": 1.0}
+    (file,) = files_of(tmp_path / "c")
+    file.write_bytes(b"")
+    assert find(cache, steps_request(image)) is None
+    assert cache.take_metrics() == {"judge/cache_hits": 0.0, "judge/cache_misses": 1.0, "judge/cache_corrupt": 1.0}
