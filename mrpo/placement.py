@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mrpo.choices import Device, Placement
+from mrpo.choices import Device, JudgeKind, Placement
 from mrpo.config import Config
 from mrpo.errors import ConfigError
 
@@ -23,6 +23,7 @@ class Bundle:
     gpus: int
     ranks: tuple[int, ...] = ()  # of the learner, one a GPU
     engines: tuple[int, ...] = ()  # each on `rollout.tensor_parallel` GPUs, in this order
+    judge: int | None = None  # a server of `judge.kind=vllm`, alone on all of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class Seats:
 
     engines: tuple[Seat, ...] = ()
     ranks: tuple[Seat, ...] = ()
+    judges: tuple[Seat, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ class Gpu:
     rank: int | None  # learner rank on it
     engine: int | None
     engine_rank: int | None  # which of the engine's tensor-parallel ranks
+    judge: int | None = None  # server of the run's own judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class Layout:
 
     bundles: tuple[Bundle, ...]
     tensor_parallel: int
-    shared: bool  # a rank and an engine rank on every GPU
+    shared: bool  # a rank and an engine rank on every GPU but the judge's
 
     @property
     def num_gpus(self) -> int:
@@ -96,6 +99,7 @@ class Layout:
                         rank=bundle.ranks[index] if bundle.ranks else None,
                         engine=bundle.engines[number] if bundle.engines else None,
                         engine_rank=engine_rank if bundle.engines else None,
+                        judge=bundle.judge,
                     )
                 )
             if bundle.node is not None:
@@ -103,13 +107,14 @@ class Layout:
         return tuple(found)
 
 
-def placement_of(config: Config, *, learner: bool = True, engines: bool = True) -> Layout:
-    """Where a run's engines and ranks go.
+def placement_of(config: Config, *, learner: bool = True, engines: bool = True, judge: bool | None = None) -> Layout:
+    """Where a run's engines, ranks and judge servers go.
 
     Args:
         config: of the run.
         learner: False where there is none (an evaluation).
-        engines: False where there are none (supervised training).
+        engines: False where there are none (supervised training, outputs generated elsewhere).
+        judge: whether it is asked; None: where there are engines.
 
     Raises:
         ConfigError: more GPUs are asked for than `cluster.num_nodes` × `cluster.gpus_per_node`, or engines of a size
@@ -117,6 +122,7 @@ def placement_of(config: Config, *, learner: bool = True, engines: bool = True) 
     """
     num_engines = config.rollout.num_engines if engines else 0
     num_ranks = config.learner.num_ranks if learner else 0
+    num_judges = num_judge_servers(config) if (engines if judge is None else judge) else 0
     tensor_parallel = config.rollout.tensor_parallel
     shared = config.cluster.placement == Placement.COLOCATED and learner and engines
     if config.cluster.device == Device.CPU:
@@ -127,9 +133,17 @@ def placement_of(config: Config, *, learner: bool = True, engines: bool = True) 
     else:
         bundles = _bundles_of_learner(num_ranks, config.cluster.gpus_per_node)
         bundles += [Bundle(node=None, cpus=1, gpus=tensor_parallel, engines=(engine,)) for engine in range(num_engines)]
+    if config.cluster.device == Device.GPU:
+        size = config.judge.vllm.tensor_parallel
+        bundles += [Bundle(node=None, cpus=1, gpus=size, judge=server) for server in range(num_judges)]
     layout = Layout(bundles=tuple(bundles), tensor_parallel=tensor_parallel, shared=shared)
-    _check_sum(config, layout, num_engines=num_engines, num_ranks=num_ranks)
+    _check_sum(config, layout, num_engines=num_engines, num_ranks=num_ranks, num_judges=num_judges)
     return replace(layout, bundles=_on_nodes(config, layout.bundles))
+
+
+def num_judge_servers(config: Config) -> int:
+    """Servers that a run starts for its judge, each on GPUs of its own where there are any."""
+    return config.judge.vllm.num_servers if config.judge.kind == JudgeKind.VLLM else 0
 
 
 def _shared_bundles(num_engines: int, tensor_parallel: int) -> list[Bundle]:
@@ -162,16 +176,22 @@ def _on_nodes(config: Config, bundles: tuple[Bundle, ...]) -> tuple[Bundle, ...]
     if not cluster.gpus_per_node or cluster.device == Device.CPU:
         return bundles
     free = [cluster.gpus_per_node] * cluster.num_nodes
-    placed: list[Bundle] = []
-    for bundle in bundles:
-        # There is always one: whole nodes of ranks come first, and what they leave is cut by a divisor of a node.
-        node = next(number for number, gpus in enumerate(free) if gpus >= bundle.gpus)
-        free[node] -= bundle.gpus
-        placed.append(replace(bundle, node=node))
-    return tuple(placed)
+    nodes: dict[int, int] = {}
+    # The largest first: what whole nodes of ranks leave is cut by divisors of a node.
+    for number, bundle in sorted(enumerate(bundles), key=lambda item: -item[1].gpus):
+        fitting = [node for node, gpus in enumerate(free) if gpus >= bundle.gpus]
+        if not fitting:
+            raise ConfigError(
+                f"{bundle.gpus} GPUs of one node are needed together, and of {cluster.num_nodes} nodes of "
+                f"cluster.gpus_per_node={cluster.gpus_per_node} none has as many left; choose sizes of "
+                "rollout.tensor_parallel and judge.vllm.tensor_parallel that divide each other, or add a node"
+            )
+        nodes[number] = fitting[0]
+        free[fitting[0]] -= bundle.gpus
+    return tuple(replace(bundle, node=nodes[number]) for number, bundle in enumerate(bundles))
 
 
-def _check_sum(config: Config, layout: Layout, *, num_engines: int, num_ranks: int) -> None:
+def _check_sum(config: Config, layout: Layout, *, num_engines: int, num_ranks: int, num_judges: int) -> None:
     """Refuse more GPUs than the machines are said to have, and engines that a node cannot be cut into."""
     cluster = config.cluster
     there = cluster.num_nodes * cluster.gpus_per_node
@@ -182,18 +202,31 @@ def _check_sum(config: Config, layout: Layout, *, num_engines: int, num_ranks: i
             f"rollout.tensor_parallel={layout.tensor_parallel} does not divide cluster.gpus_per_node="
             f"{cluster.gpus_per_node}, and an engine's GPUs lie on one node; choose a divisor"
         )
+    size = config.judge.vllm.tensor_parallel
+    if num_judges and cluster.gpus_per_node % size:
+        raise ConfigError(
+            f"judge.vllm.tensor_parallel={size} does not divide cluster.gpus_per_node={cluster.gpus_per_node}, and a "
+            "server's GPUs lie on one node; choose a divisor"
+        )
     if layout.num_gpus <= there:
         return
+    parts = sum_of_gpus(config, num_engines=num_engines, num_ranks=num_ranks, num_judges=num_judges)
+    fewer = "rollout.num_engines, judge.vllm.num_servers" if num_judges else "rollout.num_engines"
     raise ConfigError(
-        f"{sum_of_gpus(num_engines, layout.tensor_parallel, num_ranks, shared=layout.shared)} = {layout.num_gpus} GPUs "
-        f"are more than cluster.num_nodes={cluster.num_nodes} × cluster.gpus_per_node={cluster.gpus_per_node} = "
-        f"{there}; choose a larger cluster=… or lower rollout.num_engines or learner.num_ranks"
+        f"{parts} = {layout.num_gpus} GPUs are more than cluster.num_nodes={cluster.num_nodes} × "
+        f"cluster.gpus_per_node={cluster.gpus_per_node} = {there}; choose a larger cluster=… or lower {fewer} or "
+        "learner.num_ranks"
     )
 
 
-def sum_of_gpus(num_engines: int, tensor_parallel: int, num_ranks: int, *, shared: bool) -> str:
+def sum_of_gpus(config: Config, *, num_engines: int, num_ranks: int, num_judges: int) -> str:
     """The arithmetic of a layout in words."""
-    engines = f"{num_engines} engines × {tensor_parallel}"
-    if not num_ranks or not num_engines:
-        return engines if num_engines else f"{num_ranks} learner ranks"
-    return f"{engines} {'shared with' if shared else '+'} {num_ranks} learner ranks"
+    engines = f"{num_engines} engines × {config.rollout.tensor_parallel}"
+    parts = [engines] if num_engines else []
+    if num_ranks and num_engines and config.cluster.placement == Placement.COLOCATED:
+        parts = [f"{engines} shared with {num_ranks} learner ranks"]
+    elif num_ranks:
+        parts.append(f"{num_ranks} learner ranks")
+    if num_judges:
+        parts.append(f"{num_judges} judge servers × {config.judge.vllm.tensor_parallel}")
+    return " + ".join(parts)

@@ -27,7 +27,7 @@ def check_memory(config: Config) -> None:
         )
 
 
-def check_local_gpus(config: Config, *, learner: bool = True, engines: bool = True) -> None:
+def check_local_gpus(config: Config, *, learner: bool = True, engines: bool = True, judge: bool | None = None) -> None:
     """`check_gpus` for a run on this machine alone; a cluster's are counted once Ray is connected.
 
     Raises:
@@ -36,10 +36,12 @@ def check_local_gpus(config: Config, *, learner: bool = True, engines: bool = Tr
     if config.cluster.device == Device.GPU and config.cluster.address is None:
         import torch
 
-        check_gpus(config, torch.cuda.device_count(), learner=learner, engines=engines)
+        check_gpus(config, torch.cuda.device_count(), learner=learner, engines=engines, judge=judge)
 
 
-def check_gpus(config: Config, num_gpus: int, *, learner: bool = True, engines: bool = True) -> None:
+def check_gpus(
+    config: Config, num_gpus: int, *, learner: bool = True, engines: bool = True, judge: bool | None = None
+) -> None:
     """Refuse a cluster with too few GPUs.
 
     Args:
@@ -47,15 +49,20 @@ def check_gpus(config: Config, num_gpus: int, *, learner: bool = True, engines: 
         num_gpus: what Ray found in the whole cluster.
         learner: False where the command starts none (an evaluation).
         engines: False where it starts none (supervised training).
+        judge: whether it asks one; None: where there are engines.
 
     Raises:
         ResourceError: there are fewer.
     """
-    layout = placement_of(config, learner=learner, engines=engines)
+    layout = placement_of(config, learner=learner, engines=engines, judge=judge)
     if num_gpus < layout.num_gpus:
-        num_engines = config.rollout.num_engines if engines else 0
-        num_ranks = config.learner.num_ranks if learner else 0
-        parts = sum_of_gpus(num_engines, config.rollout.tensor_parallel, num_ranks, shared=layout.shared)
+        num_judges = sum(bundle.judge is not None for bundle in layout.bundles)
+        parts = sum_of_gpus(
+            config,
+            num_engines=config.rollout.num_engines if engines else 0,
+            num_ranks=config.learner.num_ranks if learner else 0,
+            num_judges=num_judges,
+        )
         raise ResourceError(
             f"experiment {config.experiment} needs {layout.num_gpus} GPUs ({parts}) and the cluster has {num_gpus}; "
             "choose a cluster=… that is there, set cluster.address to a larger one, lower rollout.num_engines or "

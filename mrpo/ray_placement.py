@@ -50,15 +50,20 @@ async def _seats(layout: Layout, group: PlacementGroup) -> Seats:
         shown = dict(enumerate(await asyncio.gather(*_ask_bundles(layout, group))))
     engines: dict[int, Seat] = {}
     ranks: dict[int, Seat] = {}
+    judges: dict[int, Seat] = {}
     for number, bundle in enumerate(layout.bundles):
         claimed = 0 if layout.shared else layout.tensor_parallel
         for engine in bundle.engines:
             engines[engine] = Seat(group=group, bundle=number, num_gpus=claimed, gpu_ids=shown.get(number, ()))
         for rank in bundle.ranks:
             ranks[rank] = Seat(group=group, bundle=number, num_gpus=1)
-    return Seats(
-        engines=tuple(engines[number] for number in sorted(engines)), ranks=tuple(ranks[rank] for rank in sorted(ranks))
-    )
+        if bundle.judge is not None:
+            judges[bundle.judge] = Seat(group=group, bundle=number, num_gpus=bundle.gpus)
+    return Seats(engines=_in_order(engines), ranks=_in_order(ranks), judges=_in_order(judges))
+
+
+def _in_order(seats: dict[int, Seat]) -> tuple[Seat, ...]:
+    return tuple(seats[number] for number in sorted(seats))
 
 
 def _ask_bundles(layout: Layout, group: PlacementGroup) -> list[Any]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from mrpo.choices import Device
 from mrpo.config import Config
-from mrpo.placement import Layout, placement_of
+from mrpo.placement import Layout, num_judge_servers, placement_of
 from mrpo.plan.architecture import Architecture, architecture_of
-from mrpo.plan.engine_memory import EngineMemory, engine_memory
+from mrpo.plan.engine_memory import PROCESS_BYTES, EngineMemory, engine_memory
+from mrpo.plan.judge_memory import judge_memory
 from mrpo.plan.learner_memory import RankMemory, RankSettings, rank_memory
 from mrpo.plan.memory import GIB, Memory, Part, largest
 from mrpo.plan.workload import Workload, workload_of
@@ -45,6 +46,7 @@ class Plan:
     workload: Workload
     rank: RankMemory
     engine: EngineMemory
+    judge: EngineMemory | str | None  # of the run's own judge; why it is not known; None: there is none, or no GPU
     places: tuple[Place, ...]
 
     @property
@@ -57,7 +59,7 @@ class Plan:
         """What may end a run although memory suffices."""
         rollout, budget = self.config.rollout, self.config.learner.tokens_per_micro_batch
         sample = self.workload.sample_tokens
-        found = []
+        found = [self.judge] if isinstance(self.judge, str) else []
         for name, value in (
             ("rollout.max_model_len", rollout.max_model_len),
             ("learner.tokens_per_micro_batch", budget),
@@ -92,6 +94,8 @@ def make_plan(config: Config, *, architecture: Architecture | None = None) -> Pl
         ),
     )
     engine = engine_memory(config, architecture, workload)
+    own = any(gpu.judge is not None for gpu in layout.gpus)
+    judge = judge_memory(config) if own else None
     return Plan(
         config=config,
         architecture=architecture,
@@ -99,7 +103,8 @@ def make_plan(config: Config, *, architecture: Architecture | None = None) -> Pl
         workload=workload,
         rank=rank,
         engine=engine,
-        places=_places(config, layout, rank, engine),
+        judge=judge,
+        places=(*_places(config, layout, rank, engine), *_judge_places(config, layout, judge)),
     )
 
 
@@ -125,6 +130,18 @@ def _places(config: Config, layout: Layout, rank: RankMemory, engine: EngineMemo
     )
 
 
+def _judge_places(config: Config, layout: Layout, judge: EngineMemory | str | None) -> tuple[Place, ...]:
+    """The GPUs of the run's own judge, where its model's sizes are known."""
+    if judge is None or isinstance(judge, str):
+        return ()
+    settings, gpus = config.judge.vllm, sum(gpu.judge is not None for gpu in layout.gpus)
+    limit = int(min(USABLE, settings.gpu_memory_utilization) * config.cluster.gpu_memory_gib * GIB)
+    length = settings.max_model_len
+    shortage = f"the cache holds {judge.cache_tokens:,} tokens, not one call of judge.vllm.max_model_len={length:,}"
+    fits = judge.concurrent >= 1
+    return (Place(name="judge GPU", number=gpus, memory=judge.awake, limit=limit, shortage="" if fits else shortage),)
+
+
 def _cache_shortage(config: Config, engine: EngineMemory) -> str:
     length = config.rollout.max_model_len
     if engine.concurrent >= 1:
@@ -143,7 +160,7 @@ def _shared(
         rank.learning.plus(f"{rank.learning.phase}, engine asleep", engine=engine.asleep),
         rank.publishing.plus("sending weights, cache asleep", engine=engine.asleep + weights),
     )
-    number = layout.num_gpus
+    number = sum(gpu.rank is not None for gpu in layout.gpus)
     return (
         Place(name="shared GPU, sampling", number=number, memory=sampling, limit=limit, shortage=shortage),
         Place(name="shared GPU, learning", number=number, memory=learning, limit=limit),
@@ -155,19 +172,25 @@ def _hosts(config: Config, layout: Layout, rank: RankMemory, engine: EngineMemor
     nodes = config.cluster.num_nodes
     ranks = Counter(gpu.node for gpu in layout.gpus if gpu.rank is not None)
     engines = Counter(gpu.node for gpu in layout.gpus if gpu.engine is not None)
-    crowds = {node: (ranks[node], engines[node]) for node in {*ranks, *engines}}
+    judges = Counter(gpu.node for gpu in layout.gpus if gpu.judge is not None)
+    crowds = {node: (ranks[node], engines[node], judges[node]) for node in {*ranks, *engines, *judges}}
     if None in crowds:
-        crowds = {None: (-(-sum(ranks.values()) // nodes), -(-sum(engines.values()) // nodes))}
+        ranks_each, engines_each, judges_each = (-(-sum(many.values()) // nodes) for many in (ranks, engines, judges))
+        crowds = {None: (ranks_each, engines_each, judges_each)}
     moments = [_host(rank, engine, *crowd, asleep=layout.shared) for crowd in crowds.values()]
     limit = int(HOST_USABLE * config.cluster.node_memory_gib * GIB)
     return (Place(name="node, main memory", number=nodes, memory=largest(*moments), limit=limit),)
 
 
-def _host(rank: RankMemory, engine: EngineMemory, num_ranks: int, num_engine_ranks: int, *, asleep: bool) -> Memory:
+def _host(
+    rank: RankMemory, engine: EngineMemory, num_ranks: int, num_engine_ranks: int, num_judge_ranks: int, *, asleep: bool
+) -> Memory:
     parts = {part: size * num_ranks for part, size in rank.host.parts.items()}
     backup = engine.backup if asleep else 0
     return Memory(phase="always", parts=parts).plus(
-        "engines asleep" if asleep else "always", engine=(engine.host + backup) * num_engine_ranks, context=DRIVER_BYTES
+        "engines asleep" if asleep else "always",
+        engine=(engine.host + backup) * num_engine_ranks + PROCESS_BYTES * num_judge_ranks,
+        context=DRIVER_BYTES,
     )
 
 
@@ -178,7 +201,7 @@ def _cpu_host(config: Config, rank: RankMemory, engine: EngineMemory) -> Place:
     memory = Memory(phase=rank.learning.phase, parts=parts)
     for part, size in rank.host.parts.items():
         memory = memory.plus(memory.phase, **{part.name.lower(): size * ranks})
-    engines = engine.awake.total * config.rollout.num_engines
+    engines = engine.awake.total * config.rollout.num_engines + PROCESS_BYTES * num_judge_servers(config)
     return Place(
         name="this machine, main memory",
         number=1,

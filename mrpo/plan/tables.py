@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mrpo.choices import Device
-from mrpo.placement import Gpu
+from mrpo.placement import Gpu, num_judge_servers
 from mrpo.plan.memory import GIB, MIB, Part
 from mrpo.plan.plan import Place, Plan
 from mrpo.plan.remedies import Remedy
@@ -51,7 +51,9 @@ def actors(plan: Plan) -> Table:
     table.add_column("GPUs")
     table.add_column("who")
     if config.cluster.device == Device.CPU:
-        table.add_row("0", "–", f"{config.rollout.num_engines} engine(s), {config.learner.num_ranks} learner rank(s)")
+        judges = num_judge_servers(config)
+        who = f"{config.rollout.num_engines} engine(s), {config.learner.num_ranks} learner rank(s)"
+        table.add_row("0", "–", who + (f", {judges} judge server(s)" if judges else ""))
     for (node, _), group in groupby(plan.layout.gpus, key=lambda gpu: (gpu.node, _kind(gpu))):
         gpus = list(group)
         indices = _span([gpu.index for gpu in gpus])
@@ -60,13 +62,17 @@ def actors(plan: Plan) -> Table:
     return table
 
 
-def _kind(gpu: Gpu) -> tuple[bool, bool]:
-    return gpu.rank is not None, gpu.engine is not None
+def _kind(gpu: Gpu) -> tuple[bool, bool, bool]:
+    return gpu.rank is not None, gpu.engine is not None, gpu.judge is not None
 
 
 def _who(gpus: list[Gpu]) -> str:
     ranks = [gpu.rank for gpu in gpus if gpu.rank is not None]
     engines = sorted({gpu.engine for gpu in gpus if gpu.engine is not None})
+    judges = sorted({gpu.judge for gpu in gpus if gpu.judge is not None})
+    if judges:
+        each = sum(gpu.judge == judges[0] for gpu in gpus)
+        return f"judge server {_span(judges)}" + (f", {each} GPUs each" if each > 1 else "")
     parts = []
     if ranks:
         parts.append(f"learner rank {_span(ranks)}")
