@@ -11,16 +11,18 @@ EXP ?=
 MODEL ?=
 OUT ?=
 SETS ?=
+LABELS ?=
+TEMPLATE ?=
 ARGS ?=
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
 # Settings may also stand on make's own command line: `make train algorithm=grpo`. What make knows is left out.
 BLANK := $(subst ,, )
 GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where a value holds blanks
-OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT)
+OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT LABELS TEMPLATE)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
-.PHONY: help setup train plan sft models convert ablation data eval report test test-all test-gpu check format bench clean
+.PHONY: help setup train plan sft models convert ablation data eval judge-check report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +58,9 @@ convert: setup ## rewrite InternVL's custom-code layout into the native one, or 
 
 eval: setup ## benchmark a model; MODEL=<run or Hugging Face folder> SETS=vqa_rad,slake ARGS="judge=lexical" (docs/evaluation.md)
 	@$(BIN)/python -m mrpo.eval $(if $(MODEL),'benchmark.model=$(MODEL)') $(if $(SETS),'benchmark.sets=[$(SETS)]') $(OVERRIDES)
+
+judge-check: setup ## hold a judge against labelled steps; LABELS=<jsonl or csv> ARGS="judge=lexical", or TEMPLATE=<new csv> (docs/calibration.md)
+	@$(BIN)/python -m mrpo.calibration $(if $(LABELS),'check.labels=$(LABELS)') $(if $(TEMPLATE),'check.template=$(TEMPLATE)') $(if $(SETS),'benchmark.sets=[$(SETS)]') $(OVERRIDES)
 
 data: setup ## prepare a data set; ARGS="data.set=vqa_rad data.source=<folder> data.out=<new folder>" (docs/data.md)
 	@$(BIN)/python -m mrpo.data prepare $(OVERRIDES)

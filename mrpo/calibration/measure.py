@@ -28,6 +28,7 @@ from mrpo.calibration.calls import CallSummary
 from mrpo.calibration.comparison import Comparison
 from mrpo.calibration.consistency import Consistency, consistency
 from mrpo.calibration.labels import LabelledCompletion, Mark
+from mrpo.eval.intervals import Interval
 from mrpo.types import Verdicts
 
 
@@ -91,6 +92,7 @@ class CheckResult:
     calls: CallSummary  # about labelled completions
     attack_calls: CallSummary | None
     attacks: AttackSummary | None  # None: not tried
+    attack_success: Interval | None  # share of the judged attacks; None: not tried, or none judged
     comparison: Comparison | None
 
 

@@ -46,6 +46,11 @@ class RulingFile:
         """By key."""
         return self._known
 
+    def has_verdicts(self, key: str) -> bool:
+        """Whether a call is done with; a failed one is not."""
+        known = self._known.get(key)
+        return known is not None and isinstance(known.outcome, Verdicts)
+
     def add(self, judgement: Judgement) -> None:
         """Put a call on disk."""
         self._file.write(json.dumps(_row(judgement), ensure_ascii=False) + "\n")
@@ -62,20 +67,21 @@ class RulingFile:
 class RecordedJudge:
     """A `mrpo.protocols.JudgePool` that asks only for what its file has no ruling on; failures are asked again."""
 
-    judge_pool: JudgePool
+    judge_pool: JudgePool | None  # None: the file must hold every ruling that is asked for
     file: RulingFile
 
     async def judge(self, request: JudgeRequest) -> Judgement:
         """The ruling on file, or a new one."""
-        known = self.file.known.get(request.key)
-        if known is not None and isinstance(known.outcome, Verdicts):
-            return known
+        if self.file.has_verdicts(request.key):
+            return self.file.known[request.key]
+        assert self.judge_pool is not None
         judgement = await self.judge_pool.judge(request)
         self.file.add(judgement)
         return judgement
 
     async def judge_answer(self, request: AnswerRequest) -> AnswerJudgement:
         """Asked, and not kept."""
+        assert self.judge_pool is not None
         return await self.judge_pool.judge_answer(request)
 
 
