@@ -20,6 +20,7 @@ from mrpo.config import Config
 from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError
 from mrpo.eval.record import EvalRecord, record_of
 from mrpo.judge_noise import NoisyTraces, add_judge_noise
+from mrpo.judge_stop import require_budget
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import Learner
@@ -95,6 +96,7 @@ class Controller:
             StopRequested: `stop` was set.
             ParityError: learner and engine disagree.
             JudgeUnavailableError: too many judgements of a step failed.
+            JudgeBudgetError: the judge may not be paid any more.
             EngineError: an engine died or stalled.
             WeightSyncError: the new weights did not arrive.
             NonFiniteError: the learner refused an update; resume goes on from the newest earlier checkpoint.
@@ -156,6 +158,7 @@ class Controller:
         )
         requests = requests_of_step(prompts, self.step, rollout=config.rollout, seed=config.seed)
         traces = await self._until_stopped(self.collector.collect(prompts, requests, policy_version=self.step))
+        require_budget(traces)
         noisy = add_judge_noise(traces, probability=config.judge.noise, seed=config.seed, step=self.step)
         batch = self.score(noisy.traces)
         samples = batch.train_samples()
@@ -277,7 +280,9 @@ class Controller:
         examples = {example.id: example for example in questions}
         requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
         work = self.collector.collect(examples, requests, policy_version=self.step, judge_steps=config.eval.judge)
-        records = [record_of(trace, threshold=config.algorithm.threshold) for trace in await self._until_stopped(work)]
+        traces = await self._until_stopped(work)
+        require_budget(traces)
+        records = [record_of(trace, threshold=config.algorithm.threshold) for trace in traces]
         self.recorder.write_evaluation(name, records)
         metrics = evaluation_metrics(records)
         for watcher in self.watchers:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+NUM_NAMED = 3  # rows in a message
+
 
 class MRPOError(Exception):
     """Base of every error this project raises on purpose. All are picklable: the arguments are the state."""
@@ -27,6 +31,10 @@ class JudgeUnavailableError(UserError):
     """The judge did not answer before the run began, or more judgements failed than the configuration allows."""
 
 
+class JudgeBudgetError(UserError):
+    """The run's budget for the judge (`judge.max_requests`, `max_tokens` or `max_cost`) is spent."""
+
+
 class ParityError(MRPOError):
     """Learner and engine disagree on the log-probs of the same tokens by more than the configured bound."""
 
@@ -41,3 +49,9 @@ class WeightSyncError(MRPOError):
 
 class NonFiniteError(MRPOError):
     """A NaN or Inf in log-probs, advantages, loss or gradient. The message names the completion where one is known."""
+
+
+def first_few(faults: Sequence[str]) -> str:
+    """The first of what a message names, and how many more there are."""
+    more = f" (and {len(faults) - NUM_NAMED} more)" if len(faults) > NUM_NAMED else ""
+    return "; ".join(faults[:NUM_NAMED]) + more

@@ -37,19 +37,35 @@ def unpriced(spent: Mapping[str, Spending], prices: Mapping[str, PriceConfig]) -
     return [model for model, spending in spent.items() if spending.tokens and model not in prices]
 
 
+def models_of(judge: JudgeConfig) -> list[str]:
+    """The models that may be paid, each once; a local judge goes by the name of its kind.
+
+    Raises:
+        ConfigError: an endpoint is needed, and there is none.
+    """
+    if judge.kind in (JudgeKind.ORACLE, JudgeKind.LEXICAL) and not judge.model:
+        return [str(judge.kind)]
+    return list(dict.fromkeys(endpoint.model for endpoint in endpoints_of(judge)))
+
+
 def require_prices(judge: JudgeConfig) -> None:
     """A budget of money needs to know what each model costs.
 
     Raises:
         ConfigError: it does not of one.
     """
-    if judge.max_cost is None or judge.kind == JudgeKind.NONE or not (judge.endpoints or judge.model):
+    if judge.max_cost is None or judge.kind == JudgeKind.NONE:
         return
-    for endpoint in endpoints_of(judge):
-        if endpoint.model not in judge.prices:
+    if judge.kind == JudgeKind.VLLM and not judge.endpoints:
+        raise ConfigError(
+            f"judge.max_cost={judge.max_cost:g}: a judge on your own GPUs (judge.kind=vllm) has no price per token; "
+            "bound it by judge.max_tokens or judge.max_requests"
+        )
+    for model in models_of(judge):
+        if model not in judge.prices:
             known = f" (prices are set for: {', '.join(sorted(judge.prices))})" if judge.prices else ""
             raise ConfigError(
-                f"judge.max_cost={judge.max_cost:g} needs a price of {endpoint.model} in judge.prices{known}; set e.g. "
-                f"judge.prices={{{endpoint.model}:{{prompt:0.4,completion:1.6,cached_prompt:0.1}}}}, per million "
+                f"judge.max_cost={judge.max_cost:g} needs a price of {model} in judge.prices{known}; set e.g. "
+                f"judge.prices={{{model}:{{prompt:0.4,completion:1.6,cached_prompt:0.1}}}}, per million "
                 "tokens, or leave judge.max_cost out"
             )

@@ -13,9 +13,10 @@ from mrpo.command_line import INTERRUPTED
 from mrpo.config import Config, plain
 from mrpo.console import Console
 from mrpo.controller import StopRequested
-from mrpo.errors import MRPOError
+from mrpo.errors import JudgeBudgetError, MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger
+from mrpo.judge_stop import larger
 from mrpo.report.render import write_report
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
@@ -84,6 +85,9 @@ async def record_run(
 
     Returns:
         The exit code: 0, or that of an interrupted command.
+
+    Raises:
+        JudgeBudgetError: the judge may not be paid any more; the message says how to go on.
     """
     with open_run(config) as run:
         console.note(f"run folder: {run.path}")
@@ -119,6 +123,9 @@ async def _until_stopped(
         run.set_status(RunStatus.INTERRUPTED, str(stopped))
         console.note(f'{stopped}; go on with: {command} ARGS="resume={run.path}"')
         return INTERRUPTED
+    except JudgeBudgetError as error:
+        way_on = f'{command} ARGS="resume={run.path} {larger(error)}"'
+        raise JudgeBudgetError(f"{error}; the steps done are kept, go on with a larger one: {way_on}") from None
     except asyncio.CancelledError:
         if not signals.stop.is_set():
             raise

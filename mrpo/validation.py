@@ -17,7 +17,6 @@ from mrpo.choices import (
     Device,
     Importance,
     JudgeKind,
-    LoraTransfer,
     Placement,
     Ratio,
     Shaping,
@@ -28,6 +27,7 @@ from mrpo.errors import ConfigError
 from mrpo.families import family_of
 from mrpo.images import require_tiles
 from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_prices import require_prices
 from mrpo.placement import placement_of
 
 Settings = TypeVar("Settings")
@@ -93,6 +93,8 @@ def check_contradictions(config: Config) -> None:
     rollout, judge, cluster, data = config.rollout, config.judge, config.cluster, config.data
     algorithm = config.algorithm
     _check_endpoints(judge)
+    _check_own_judge(judge, cluster.device)
+    require_prices(judge)
     if judge.kind == JudgeKind.ORACLE and data.kind != DataKind.PHANTOM:
         raise ConfigError(
             f"judge.kind=oracle rules on phantom data only, but data.kind={data.kind}; set "
@@ -138,12 +140,6 @@ def check_contradictions(config: Config) -> None:
     if cluster.device == Device.GPU and cluster.weight_transfer == WeightTransfer.SHM:
         raise ConfigError("cluster.weight_transfer=shm is for CPU engines; with cluster.device=gpu use nccl or ipc")
     _check_placement(config)
-    lora = config.learner.lora
-    if lora.to_engines == LoraTransfer.ADAPTER and not lora.r:
-        raise ConfigError(
-            "learner.lora.to_engines=adapter, but learner.lora.r=0 has no adapter to send; set learner.lora.r, or "
-            "learner.lora.to_engines=merged"
-        )
     if rollout.max_new_tokens >= rollout.max_model_len:
         raise ConfigError(
             f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt in "
@@ -182,10 +178,33 @@ def _check_endpoints(judge: JudgeConfig) -> None:
     """Refuse endpoints where none can be, and their absence where one must be."""
     if judge.kind == JudgeKind.OPENAI_COMPATIBLE:
         endpoints_of(judge)
+    elif judge.kind == JudgeKind.VLLM and (judge.url or judge.model):
+        raise ConfigError(
+            f"judge.kind=vllm starts its own servers, but judge.url={judge.url!r} and judge.model={judge.model!r} name "
+            "one; leave them out and set judge.vllm.model, or set judge.kind=openai_compatible"
+        )
     elif judge.endpoints:
         raise ConfigError(
             f"judge.endpoints is for judge.kind=openai_compatible, but judge.kind={judge.kind}; set that, or leave "
             "judge.endpoints out"
+        )
+
+
+def _check_own_judge(judge: JudgeConfig, device: Device) -> None:
+    """Refuse a judge of the run's own that cannot be started or that no reply fits into."""
+    own = judge.vllm
+    if judge.kind != JudgeKind.VLLM:
+        return
+    if own.model is None:
+        raise ConfigError("judge.kind=vllm needs judge.vllm.model=<folder of a checkpoint, or hub id>")
+    if device == Device.CPU and own.tensor_parallel > 1:
+        raise ConfigError(
+            f"judge.vllm.tensor_parallel={own.tensor_parallel} needs GPUs; with cluster.device=cpu set it to 1"
+        )
+    if judge.max_completion_tokens >= own.max_model_len:
+        raise ConfigError(
+            f"judge.max_completion_tokens={judge.max_completion_tokens} leaves no room for a prompt in "
+            f"judge.vllm.max_model_len={own.max_model_len}; raise max_model_len or lower max_completion_tokens"
         )
 
 

@@ -26,7 +26,7 @@ from mrpo.command_line import INTERRUPTED, exit_code, quiet_libraries
 from mrpo.compose import compose_config, settings_tree
 from mrpo.config import BenchmarkConfig, Config, EvalConfig
 from mrpo.console import Console, share_text
-from mrpo.errors import ConfigError
+from mrpo.errors import ConfigError, JudgeBudgetError
 from mrpo.eval.evaluate import evaluate, unrated
 from mrpo.eval.evaluation import FACTS_FILE, Evaluation, EvaluationFacts, read_evaluation, write_facts
 from mrpo.eval.generations import GeneratedElsewhere, Generations, read_generations
@@ -39,6 +39,7 @@ from mrpo.eval.vlmevalkit import write_vlmevalkit_tsv
 from mrpo.judge_parts import check_judge_endpoint, judge_identity
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.judge_spending import SPENDING_FILE, SpendingLedger
+from mrpo.judge_stop import larger
 from mrpo.parts import answer_similarity, running_evaluation_parts
 from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.report.benchmark import write_benchmark
@@ -104,6 +105,10 @@ def _evaluate(arguments: Sequence[str]) -> int:
         except asyncio.CancelledError:
             console.note("stopped; the same command goes on from here")
             return INTERRUPTED
+        except JudgeBudgetError as error:
+            raise JudgeBudgetError(
+                f"{error}; what is measured is kept: the same command with {larger(error)} goes on from here"
+            ) from None
         _conclude(job, store, rows, console, shlex.join(["python", "-m", "mrpo.eval", *arguments]))
     return 0
 

@@ -9,6 +9,7 @@ from mrpo.errors import JudgeUnavailableError
 from mrpo.eval.missing_rulings import ask_again
 from mrpo.eval.record import record_of
 from mrpo.eval.store import EvaluationStore
+from mrpo.judge_stop import require_budget_of_rows
 from mrpo.sampling_order import greedy_requests
 from mrpo.trace_row import TraceRow, row_of_evaluation
 from mrpo.types import Example
@@ -44,6 +45,7 @@ async def evaluate(
 
     Raises:
         JudgeUnavailableError: more of them lack one; the chunk is in the store.
+        JudgeBudgetError: the judge may not be paid any more; what was ruled on is in the store.
     """
     found = store.rows
     examples = {example.id: example for example in questions}
@@ -60,6 +62,7 @@ async def evaluate(
         store.add(rows)
         done += len(rows)
         on_progress(done, len(questions))
+        require_budget_of_rows(rows)
         watch.see(rows)
     watch = _JudgeWatch(max_failure_share)
     for first in range(0, len(lacking), chunk_size):
@@ -67,6 +70,7 @@ async def evaluate(
         store.add(rows)
         done += len(rows)
         on_progress(done, len(questions))
+        require_budget_of_rows(rows)
         if _failure_share(list(store.rows.values())) > max_failure_share:
             watch.see(rows)  # a few questions on which the judge always fails must not keep the others from a page
     measured = store.rows

@@ -6,10 +6,12 @@ Exit codes: 0 done, 1 a fault, 2 something the user can mend (one line says what
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mrpo.checkpoint_source import local_checkpoint
@@ -186,6 +188,7 @@ class _Run:
             judge_ledger=judge_ledger(run),
             log_dir=run.path / "logs",
             after_ray=self.signals.catch,
+            on_judge_event=partial(run.event, level=logging.WARNING),
         ) as parts:
             assert parts.rollout is not None
             collector = Collector(

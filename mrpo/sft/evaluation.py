@@ -9,6 +9,7 @@ from typing import Protocol
 from mrpo.collection import Collector
 from mrpo.config import Config
 from mrpo.eval.record import EvalRecord, record_of
+from mrpo.judge_stop import require_budget
 from mrpo.metrics import evaluation_metrics
 from mrpo.sampling_order import greedy_requests
 from mrpo.types import Example
@@ -46,11 +47,15 @@ async def evaluate(
         step: optimizer steps the model has seen.
         recorder: takes the completions.
         watchers: take the numbers.
+
+    Raises:
+        JudgeBudgetError: the judge may not be paid any more.
     """
     examples = {example.id: example for example in questions}
     requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
     await collector.rollout.set_policy_version(step)
     traces = await collector.collect(examples, requests, policy_version=step, judge_steps=config.eval.judge)
+    require_budget(traces)
     records = [record_of(trace, threshold=config.algorithm.threshold) for trace in traces]
     recorder.write_evaluation(name, records)
     metrics = evaluation_metrics(records)

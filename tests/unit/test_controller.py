@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mrpo.choices import AnswerKind, BestMetric, JudgeFailurePolicy
+from mrpo.choices import AnswerKind, BestMetric, JudgeFailurePolicy, Shaping
 from mrpo.collection import Collector
 from mrpo.config import (
     AnswerConfig,
@@ -25,7 +25,14 @@ from mrpo.config import (
     plain,
 )
 from mrpo.controller import Controller, Recorder, StopRequested
-from mrpo.errors import EngineError, JudgeUnavailableError, NonFiniteError, ParityError, WeightSyncError
+from mrpo.errors import (
+    EngineError,
+    JudgeBudgetError,
+    JudgeUnavailableError,
+    NonFiniteError,
+    ParityError,
+    WeightSyncError,
+)
 from mrpo.phantom.language import QuestionKind, write_completion
 from mrpo.rewards.scorer import build_answer_scorer
 from mrpo.rows import read_rows
@@ -328,6 +335,35 @@ def test_too_many_failed_judgements_end_the_run_after_a_checkpoint(tmp_path: Pat
     assert world.recorder.checkpoints == [2]
     assert sorted(world.recorder.metrics) == [1, 2]
     assert len(world.learner.batches) == 2
+
+
+@pytest.mark.parametrize("verdicts", ["decide", "only measure"])
+def test_a_spent_budget_ends_the_run_with_a_checkpoint_and_rewards_nothing(tmp_path: Path, verdicts: str) -> None:
+    """One refusal is enough, whatever share of failures is allowed, and also where verdicts only measure."""
+    changes: dict[str, Any] = {"num_steps": 5, "judge": {"max_failure_share": 1.0}}
+    if verdicts == "only measure":
+        changes |= {"algorithm": {"shaping": Shaping.NONE}, "reward": {"process_weight": 0.0}}
+    world = make_world(tmp_path, with_config(**changes))
+
+    def spent_later(request: JudgeRequest) -> FailureReason | None:
+        return FailureReason.BUDGET if world.learner.weights == 2 and first_of_each_group(request) else None
+
+    world.judge.failing = spent_later
+    with pytest.raises(JudgeBudgetError, match="as told"):
+        world.run()
+    assert world.recorder.checkpoints == [2]
+    assert sorted(world.recorder.metrics) == sorted(world.recorder.rollouts) == [1, 2]
+    assert len(world.learner.batches) == 2
+
+
+def test_an_evaluation_without_a_budget_leaves_no_numbers(tmp_path: Path) -> None:
+    world = make_world(tmp_path, with_config(eval={"before": True}))
+    world.judge.failing = lambda request: FailureReason.BUDGET
+    with pytest.raises(JudgeBudgetError):
+        world.run()
+    assert world.recorder.evaluations == {}
+    assert world.watcher.evaluations == []
+    assert world.recorder.checkpoints == [0]
 
 
 def test_failures_at_the_limit_are_tolerated(tmp_path: Path) -> None:

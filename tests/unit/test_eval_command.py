@@ -16,7 +16,7 @@ from mrpo.collection import Collector
 from mrpo.compose import choices, compose_config
 from mrpo.config import RewardConfig, plain
 from mrpo.data.jsonl import write_jsonl
-from mrpo.errors import ConfigError, DataError, JudgeUnavailableError, ResourceError
+from mrpo.errors import ConfigError, DataError, JudgeBudgetError, JudgeUnavailableError, ResourceError
 from mrpo.eval.__main__ import main, prepare_job
 from mrpo.eval.evaluate import evaluate
 from mrpo.eval.evaluation import write_facts
@@ -134,6 +134,27 @@ def with_rationales(examples: list[Example]) -> list[Example]:
     return [replace(example, rationale="An MRI of the kidney. The right side.") for example in examples]
 
 
+def test_a_spent_budget_ends_an_evaluation_that_goes_on_with_a_larger_one(tmp_path: Path) -> None:
+    """A chunk has two questions; the second one's ruling is refused, whatever share of failures is allowed."""
+    examples = prepared(tmp_path)
+    outputs = {example.id: RIGHT for example in examples}
+    poor = FakeJudge(failing_answers=lambda request: FailureReason.BUDGET if "test-1" in request.key else None)
+    with EvaluationStore.open(tmp_path / "out", {}) as store, pytest.raises(JudgeBudgetError, match="as told"):
+        run(examples, collector_of(outputs, poor), store, max_failure_share=1.0)
+    assert len(poor.answer_calls) == 2
+    richer = FakeJudge()
+    with EvaluationStore.open(tmp_path / "out", {}) as store:
+        assert [row.answer_judge_failure for row in store.rows.values()] == [None, "budget"]
+        run(examples, collector_of(outputs, richer), store)
+        assert [row.correct for row in read_rows(store.finish([example.id for example in examples]))] == [True] * 5
+    assert sorted(call.key for call in richer.answer_calls) == [f"vqa_rad-test-{n}#0" for n in range(1, 5)]
+    still_poor = FakeJudge(failing_answers=lambda request: FailureReason.BUDGET)
+    with EvaluationStore.open(tmp_path / "other", {}) as store:
+        for _ in range(2):
+            with pytest.raises(JudgeBudgetError):
+                run(examples[:2], collector_of(outputs, still_poor), store)
+
+
 def test_a_retry_asks_for_what_is_missing_alone_and_keeps_the_rest(tmp_path: Path) -> None:
     examples = with_rationales(prepared(tmp_path, num=3))
     outputs = {example.id: RIGHT for example in examples}
@@ -144,7 +165,7 @@ def test_a_retry_asks_for_what_is_missing_alone_and_keeps_the_rest(tmp_path: Pat
         run(examples, collector_of(outputs, first), store)
         before = store.rows
     down = LenientJudge(
-        failing=lambda request: FailureReason.TIMEOUT, failing_answers=lambda request: FailureReason.BUDGET
+        failing=lambda request: FailureReason.TIMEOUT, failing_answers=lambda request: FailureReason.REFUSED
     )
     nothing = collector_of({}, down)  # nothing is sampled again
     with EvaluationStore.open(tmp_path / "out", {}) as store:
@@ -154,7 +175,7 @@ def test_a_retry_asks_for_what_is_missing_alone_and_keeps_the_rest(tmp_path: Pat
         rows = list(store.rows.values())
     assert [(row.judge_failure, row.answer_judge_failure) for row in rows] == [
         ("timeout", None),
-        (None, "budget"),
+        (None, "refused"),
         (None, None),
     ]
     assert [(row.judge_attempts, row.answer_judge_attempts) for row in rows] == [(2, 1), (1, 2), (1, 1)]

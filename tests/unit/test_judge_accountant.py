@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from judge.accountant import Accountant
 from judge.accounting import RequestUsage
+from mrpo.choices import JudgeKind
+from mrpo.compose import compose_config
 from mrpo.config import EndpointConfig, JudgeConfig, PriceConfig
 from mrpo.errors import ConfigError, DataError
-from mrpo.judge_prices import cost_of, total_cost, unpriced
+from mrpo.judge_prices import cost_of, require_prices, total_cost, unpriced
 from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger, read_spending
 from mrpo.types import JudgeRequest
 
@@ -204,6 +207,37 @@ def test_a_budget_of_money_needs_a_price_of_each_model(endpoint: dict[str, Any])
     config = config_of(max_cost=1.0, prices={"other": PRICE}, **endpoint)
     with pytest.raises(ConfigError, match=r"judge\.max_cost=1 needs a price .* in judge\.prices"):
         Accountant(config, SpendingLedger(None))
+
+
+ENDPOINT = ["judge=openai_compatible", "judge.url=http://here/v1", "judge.model=lab/judge-4.1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (ENDPOINT, r"judge\.max_cost=5 needs a price of lab/judge-4\.1 in judge\.prices; set e\.g\. judge\.prices="),
+        ([*ENDPOINT, "judge.prices={other:{prompt:1,completion:2}}"], r"prices are set for: other"),
+        (["judge=oracle"], "needs a price of oracle"),
+    ],
+    ids=["none", "another", "local"],
+)
+def test_a_budget_of_money_without_a_price_is_refused_before_anything_starts(overrides: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        compose_config([*overrides, "judge.max_cost=5"])
+    (setting,) = re.findall(r"judge\.prices=\S+}}", str(caught.value))
+    config = compose_config([*overrides, "judge.max_cost=5", setting])
+    assert list(config.judge.prices.values())[-1] == PriceConfig(prompt=0.4, completion=1.6, cached_prompt=0.1)
+
+
+def test_your_own_gpus_have_no_price_per_token() -> None:
+    with pytest.raises(ConfigError, match=r"judge\.max_tokens or judge\.max_requests"):
+        require_prices(JudgeConfig(kind=JudgeKind.VLLM, max_cost=5.0))
+
+
+def test_a_negative_price_and_half_a_price_are_refused() -> None:
+    for price in ("{m:{prompt:-1,completion:2}}", "{m:{prompt:1}}"):
+        with pytest.raises(ConfigError, match=r"judge\.prices"):
+            compose_config([*ENDPOINT, f"judge.prices={price}"])
 
 
 @pytest.mark.asyncio
