@@ -165,18 +165,20 @@ def _ruled(ruler: Ruler, body: bytes, model: str) -> Response:
 
 
 def read_user_data(body: bytes) -> dict[str, Any]:
-    """The JSON object that is the first text part of the user message, or the second, after a rubric without a role.
+    """The JSON object that is the user message's first text, or its second, after a rubric without a role.
 
     Raises:
         ValueError: the body has no such part.
     """
     match json.loads(body):
-        case {"messages": [{"role": "user", "content": [_, {"type": "text", "text": str(text)}, *_]}]}:
-            data = json.loads(text)
-        case {"messages": [*_, {"role": "user", "content": [{"type": "text", "text": str(text)}, *_]}]}:
-            data = json.loads(text)
+        case {"messages": [*before, {"role": "user", "content": [*parts]}]}:
+            texts = [part["text"] for part in parts if part["type"] == "text"]
         case _:
-            raise ValueError("no user message whose content begins with a text part")
+            raise ValueError("no user message of parts at the end")
+    place = 0 if before else 1
+    if len(texts) <= place:
+        raise ValueError("no data in the user message")
+    data = json.loads(texts[place])
     if not isinstance(data, dict):
         raise ValueError("the user message's text is not an object")
     return data

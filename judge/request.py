@@ -1,7 +1,8 @@
 """The body of one chat-completions request. Pure.
 
 The order serves prefix caching: the rubric is the same for every call, question and gold are the same for a group, what
-the policy wrote differs, and the image, which engines cache by its own hash, comes last.
+the policy wrote differs, and the image, which engines cache by its own hash, comes last; or right after the rubric for
+an engine that would otherwise compute its tokens again for every completion (`judge.provider.image_first`).
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ def build_body(prompt: Prompt[Any], config: JudgeConfig, *, model: str, image_ur
         image_url: data URL of the image, or None to send text only.
     """
     provider = config.provider
-    content = [_text(prompt.text)]
+    picture = [] if image_url is None else [{"type": "image_url", "image_url": {"url": image_url}}]
+    content = [*(picture if provider.image_first else []), _text(prompt.text)]
     if provider.structured in (StructuredReply.JSON_OBJECT, StructuredReply.NONE):
         content.append(
             _text(f"Reply with one JSON object and nothing else, of exactly this form: {form_of(prompt.schema)}")
         )
-    if image_url is not None:
-        content.append({"type": "image_url", "image_url": {"url": image_url}})
+    if not provider.image_first:
+        content += picture
     if provider.system_role:
         messages = [{"role": "system", "content": prompt.rubric}, {"role": "user", "content": content}]
     else:

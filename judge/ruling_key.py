@@ -39,7 +39,8 @@ def ruling_key(request: JudgeRequest | AnswerRequest, config: JudgeConfig, *, mo
     prompt = answer_prompt(request) if isinstance(request, AnswerRequest) else step_prompt(request)
     body = build_body(prompt, replace(config, max_completion_tokens=ANY_LENGTH), model=model, image_url=None)
     image = image_digest(request.image) if config.send_image else "none"
-    head = f"{KEY_FORMAT} {prompt.schema_name} {rubric_version(request)} {image}\n"
+    place = "first" if config.provider.image_first else "last"
+    head = f"{KEY_FORMAT} {prompt.schema_name} {rubric_version(request)} {image} {place}\n"
     return hashlib.sha256(head.encode("ascii") + body).hexdigest()
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from judge.api_key import key_source, read_key
+from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
 from mrpo.host import is_this_machine
 from mrpo.judge_endpoints import endpoints_of
@@ -42,7 +43,8 @@ def targets_of(config: JudgeConfig) -> list[Target]:
             url=f"{endpoint.url.rstrip('/')}/chat/completions",
             model=endpoint.model,
             weight=endpoint.weight,
-            trust_env=not is_this_machine(endpoint.url),
+            # A judge of the run's own is in the cluster, where no proxy is to be asked either.
+            trust_env=config.kind != JudgeKind.VLLM and not is_this_machine(endpoint.url),
             key=read_key(key_source(config, endpoint)),
         )
         for endpoint in endpoints_of(config)

@@ -6,17 +6,19 @@ A composition root beside `mrpo.parts`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrpo.choices import LEXICAL_NOTICE, JudgeKind
+from mrpo.choices import LEXICAL_NOTICE, Device, JudgeKind
 from mrpo.config import Config, JudgeConfig
 from mrpo.console import Console
 from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_model import own_judge
 from mrpo.judge_spending import SpendingLedger
+from mrpo.placement import Seat, placement_of
 
 if TYPE_CHECKING:
     from judge.pool import RayJudgePool
@@ -32,6 +34,8 @@ def check_judge_endpoint(config: Config) -> None:
     from judge.check import check_judge
 
     check_judge(config.judge)
+    if config.judge.kind == JudgeKind.VLLM:
+        own_judge(config.judge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +51,15 @@ def judge_identity(config: JudgeConfig) -> JudgeIdentity | None:
     """The judge of a run; None where there is none."""
     if config.kind == JudgeKind.NONE:
         return None
-    if config.kind != JudgeKind.OPENAI_COMPATIBLE:
+    if config.kind not in (JudgeKind.OPENAI_COMPATIBLE, JudgeKind.VLLM):
         return JudgeIdentity(model=str(config.kind), step_rubric=None, answer_rubric=None)
     from judge.answer_rubric import ANSWER_RUBRIC_VERSION
     from judge.rubric import RUBRIC_VERSION
 
-    model = ", ".join(dict.fromkeys(endpoint.model for endpoint in endpoints_of(config)))
+    if config.kind == JudgeKind.VLLM:
+        model = own_judge(config).served_name
+    else:
+        model = ", ".join(dict.fromkeys(endpoint.model for endpoint in endpoints_of(config)))
     return JudgeIdentity(model=model, step_rubric=RUBRIC_VERSION, answer_rubric=ANSWER_RUBRIC_VERSION)
 
 
@@ -64,6 +71,8 @@ async def start_judge(
     on_event: Callable[[str], None] | None = None,
     *,
     fresh: bool = False,
+    seats: Sequence[Seat] | None = None,
+    log_dir: Path | None = None,
 ) -> RayJudgePool | None:
     """Start the judge that the configuration names; `stack` ends it. None where there is none.
 
@@ -75,6 +84,8 @@ async def start_judge(
         on_event: told in a line when the judge goes down, when it is up again, and when most of a budget is spent;
             None: these are logged.
         fresh: look up and keep no rulings, as a measurement of the judge itself must.
+        seats: of the servers of `judge.kind=vllm`; None: they are reserved here.
+        log_dir: of their logs; None: under the cache.
 
     Raises:
         JudgeUnavailableError: a judge that is started here did not come up.
@@ -88,7 +99,10 @@ async def start_judge(
     from judge.pool import RayJudgePool
 
     with console.stage(f"judge ({config.judge.kind})"):
-        endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
+        if config.judge.kind == JudgeKind.VLLM:
+            endpoint = await _start_own_judge(config, stack, seats, log_dir or Path(config.cache_dir) / "logs")
+        else:
+            endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
         cache = open_cache(endpoint, Path(config.cache_dir), bypass=fresh)
         if cache is not None:
             stack.callback(cache.close)
@@ -96,6 +110,36 @@ async def start_judge(
         stack.callback(pool.close)
         await pool.start()
     return pool
+
+
+async def _start_own_judge(
+    config: Config, stack: AsyncExitStack, seats: Sequence[Seat] | None, log_dir: Path
+) -> JudgeConfig:
+    """Serve the model of `judge.kind=vllm`; `stack` ends the servers."""
+    from judge.vllm_actors import VllmServers
+    from judge.vllm_server import VllmSpec
+
+    own, on_gpu = own_judge(config.judge), config.cluster.device == Device.GPU
+    if seats is None and on_gpu:
+        from mrpo.ray_placement import reserved
+
+        layout = placement_of(config, learner=False, engines=False, judge=True)
+        seats = (await stack.enter_async_context(reserved(layout))).judges
+    specs = [
+        VllmSpec(
+            name=f"judge-{number}",
+            model=str(own.folder),
+            served_name=own.served_name,
+            settings=config.judge.vllm,
+            on_gpu=on_gpu,
+            log_file=str((log_dir / f"judge-{number}.log").absolute()),
+        )
+        for number in range(config.judge.vllm.num_servers)
+    ]
+    servers = VllmServers(specs, seats or (), local=config.cluster.address is None)
+    stack.push_async_callback(servers.close)
+    await servers.start()
+    return servers.judge_config(config.judge)
 
 
 def _judge_endpoint(config: Config, stack: AsyncExitStack) -> JudgeConfig:

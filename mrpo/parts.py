@@ -95,7 +95,9 @@ async def running_parts(
         folder, model_type = str(policy), model_type_of(policy)
         seats = await reserve_seats(config, stack)
         async with first_failure_ends_all() as group:
-            judge = group.create_task(start_judge(config, console, stack, judge_ledger, on_judge_event))
+            judge = group.create_task(
+                start_judge(config, console, stack, judge_ledger, on_judge_event, seats=seats.judges, log_dir=log_dir)
+            )
             rollout = group.create_task(
                 _start_rollout(config, folder, model_type, console, stack, log_dir, seats.engines)
             )
@@ -141,10 +143,13 @@ async def running_evaluation_parts(
     async with AsyncExitStack() as stack:
         answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray, learner=False)
         rollout: asyncio.Task[VllmRolloutPool] | None = None
-        seats = Seats() if model_folder is None else await reserve_seats(config, stack, learner=False)
+        seats = None if model_folder is None else await reserve_seats(config, stack, learner=False)
+        judge_seats = None if seats is None else seats.judges
         async with first_failure_ends_all() as group:
-            judge = group.create_task(start_judge(config, console, stack, judge_ledger, on_judge_event))
-            if model_folder is not None:
+            judge = group.create_task(
+                start_judge(config, console, stack, judge_ledger, on_judge_event, seats=judge_seats, log_dir=log_dir)
+            )
+            if model_folder is not None and seats is not None:
                 model_type = model_type_of(model_folder)
                 starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir, seats.engines)
                 rollout = group.create_task(starting)

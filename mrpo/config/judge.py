@@ -38,6 +38,8 @@ class ProviderConfig:
     token_limit: TokenLimitField = TokenLimitField.MAX_COMPLETION_TOKENS  # the name of the reply's bound
     reasoning_effort: str | None = None  # e.g. "low", sent as it stands; null: not sent
     system_role: bool = True  # false: the rubric travels at the head of the user's message
+    image_first: bool = False  # the image goes before the data: an engine that caches prefixes keeps it for all
+    # completions of an image, and not only what stands before their steps
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -79,13 +81,13 @@ class PriceConfig:
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
 class VllmJudgeConfig:
-    """A judge served by vLLM for this run (`judge.kind=vllm`)."""
+    """A judge served by vLLM for this run (`judge.kind=vllm`), on GPUs of its own where the run has any."""
 
     model: str | None = None  # Hugging Face folder or hub id
     num_servers: PositiveInt = 1
     tensor_parallel: PositiveInt = 1  # GPUs of one server
     gpu_memory_utilization: Share = 0.9
-    max_model_len: PositiveInt = 8192
+    max_model_len: PositiveInt = 8192  # rubric, data, image and reply of one call
     start_timeout_s: Positive = 600.0
 
 
