@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from learner.attention import implementation
+from learner.buffers import compute_buffers_again
 from mrpo.checkpoint_source import model_type_of
 from mrpo.choices import Attention, Dtype
 from mrpo.errors import ConfigError
@@ -62,6 +63,7 @@ def load_model(
     config.tie_word_embeddings = ties_embeddings(Path(folder))
     options = {"config": config, "dtype": dtype, "attn_implementation": kernels}
     model = _whole_model(getattr(transformers, family.model_class), folder, **options)
+    compute_buffers_again(model)
     if gradient_checkpointing:
         # The re-entrant variant needs an input that requires grad, which a frozen vision tower does not have.
         model.gradient_checkpointing_enable({"use_reentrant": False})
