@@ -79,6 +79,8 @@ def test_each_recipe_has_its_own_model() -> None:
     models = {experiment: composed(experiment).model for experiment in PUBLISHED}
     assert len({model.path for model in models.values()}) == len(FAMILIES) == 3
     assert not any(model.terse_prompt for model in models.values())
+    tiles = {experiment: model.max_tiles for experiment, model in models.items()}
+    assert tiles == {"qwen2_5_vl": None, "qwen3_vl": None, "internvl3": 802_816 // 448**2}
 
 
 def test_the_recipe_for_one_card_trains_adapters_and_shares_it() -> None:
