@@ -169,7 +169,7 @@ class Accountant:
                 self._warned.add(item.name)
                 spent, limit = getattr(self._budget.spent, item.name), getattr(self._budget.limits, item.name)
                 self._on_warning(
-                    f"judge budget: {spent:,.6g} of {SETTINGS[item.name]}={limit:g} is spent; at the end of it the run "
+                    f"judge budget: {spent:,.6g} of {SETTINGS[item.name]}={limit:.12g} is spent; at the end of it the run "
                     "stops with a checkpoint"
                 )
         if self._config.prices and "prices" not in self._warned:
@@ -186,5 +186,5 @@ class Accountant:
             spent, one = getattr(self._budget.spent, item.name), getattr(each, item.name)
             if spent >= limit or limit - spent < one * (1 - 1e-9):
                 more = "" if spent >= limit else f", and a request may take {one:.4g}"
-                parts.append(f"{SETTINGS[item.name]}={limit:g}: {spent:,.6g} spent{more}")
+                parts.append(f"{SETTINGS[item.name]}={limit:.12g}: {spent:,.6g} spent{more}")
         return f"the run's budget for the judge is spent ({'; '.join(parts)})"

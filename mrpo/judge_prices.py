@@ -58,14 +58,14 @@ def require_prices(judge: JudgeConfig) -> None:
         return
     if judge.kind == JudgeKind.VLLM and not judge.endpoints:
         raise ConfigError(
-            f"judge.max_cost={judge.max_cost:g}: a judge on your own GPUs (judge.kind=vllm) has no price per token; "
+            f"judge.max_cost={judge.max_cost:.12g}: a judge on your own GPUs (judge.kind=vllm) has no price per token; "
             "bound it by judge.max_tokens or judge.max_requests"
         )
     for model in models_of(judge):
         if model not in judge.prices:
             known = f" (prices are set for: {', '.join(sorted(judge.prices))})" if judge.prices else ""
             raise ConfigError(
-                f"judge.max_cost={judge.max_cost:g} needs a price of {model} in judge.prices{known}; set e.g. "
+                f"judge.max_cost={judge.max_cost:.12g} needs a price of {model} in judge.prices{known}; set e.g. "
                 f"judge.prices={{{model}:{{prompt:0.4,completion:1.6,cached_prompt:0.1}}}}, per million "
                 "tokens, or leave judge.max_cost out"
             )

@@ -92,5 +92,5 @@ def read_rows(path: Path) -> list[TraceRow]:
     if set(table.column_names) | MAY_LACK != set(COLUMNS):
         differing = ", ".join(sorted(set(table.column_names) ^ set(COLUMNS)))
         raise DataError(f"{path}: not the columns of this version (differing: {differing}); read it with pandas")
-    lacking = dict.fromkeys(MAY_LACK - set(table.column_names))
+    lacking: dict[str, Any] = dict.fromkeys(MAY_LACK - set(table.column_names))
     return [TraceRow(**row, **lacking) for row in table.to_pylist()]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mrpo.command_line import INTERRUPTED
-from mrpo.config import Config, plain
+from mrpo.config import Config, PriceConfig, plain
 from mrpo.console import Console
 from mrpo.controller import StopRequested
 from mrpo.errors import JudgeBudgetError, MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
-from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger
+from mrpo.judge_bill import bill_text
+from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger, read_spending
 from mrpo.judge_stop import larger
 from mrpo.report.render import write_report
 from mrpo.rows import read_rows
@@ -104,7 +105,7 @@ async def record_run(
         finally:
             if tracker is not None:
                 tracker.finish(failed=code is None)
-            conclude(run, console, started=started)
+            conclude(run, console, prices=config.judge.prices, started=started)
         return code
 
 
@@ -135,12 +136,13 @@ async def _until_stopped(
     return 0
 
 
-def conclude(run: RunFolder, console: Console, *, started: float) -> None:
+def conclude(run: RunFolder, console: Console, *, prices: Mapping[str, PriceConfig], started: float) -> None:
     """Write the report of what there is, however the run ended, and show what came of it.
 
     Args:
         run: of this command.
         console: of this command.
+        prices: of the judge's models.
         started: `time.time()` when the command began.
     """
     evaluations: dict[str, EvalSummary] = {}
@@ -154,4 +156,10 @@ def conclude(run: RunFolder, console: Console, *, started: float) -> None:
             report = write_report(run.path)
         except MRPOError as error:  # must not hide how the run itself ended
             logger.error("no report: %s", error)
+    try:
+        spent = read_spending(run.path / SPENDING_FILE)
+        if spent:
+            console.note(f"the judge took {bill_text(spent, prices)}")
+    except MRPOError as error:
+        logger.error("what the judge took is not known: %s", error)
     console.finish(evaluations, report=report, wall_s=time.time() - started)

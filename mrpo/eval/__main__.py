@@ -10,7 +10,7 @@ import asyncio
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ from mrpo.eval.results import set_title, summarise_sets
 from mrpo.eval.store import IDENTITY_FILE, EvaluationStore, make_folder
 from mrpo.eval.subject import Subject, context_length, digest_of, find_subject
 from mrpo.eval.vlmevalkit import write_vlmevalkit_tsv
+from mrpo.judge_bill import bill_text
 from mrpo.judge_parts import check_judge_endpoint, judge_identity
 from mrpo.judge_permission import require_judge_allowed
-from mrpo.judge_spending import SPENDING_FILE, SpendingLedger
+from mrpo.judge_spending import SPENDING_FILE, Spending, SpendingLedger, read_spending
 from mrpo.judge_stop import larger
 from mrpo.parts import answer_similarity, running_evaluation_parts
 from mrpo.preflight import check_local_gpus, check_memory
@@ -235,7 +236,8 @@ def _catch_signals() -> None:
 def _conclude(job: Job, store: EvaluationStore, rows: Sequence[TraceRow], console: Console, command: str) -> None:
     """Write what there is to read: rows, facts, page, tables, exports."""
     store.finish([example.id for example in job.questions])
-    evaluation = Evaluation(facts=_facts(job, command), rows=rows)
+    spent = read_spending(store.path / SPENDING_FILE)
+    evaluation = Evaluation(facts=_facts(job, command, spent), rows=rows)
     write_facts(store.path, evaluation.facts)
     page, *_ = write_benchmark(store.path, [evaluation])
     if job.config.benchmark.vlmevalkit:
@@ -244,6 +246,8 @@ def _conclude(job: Job, store: EvaluationStore, rows: Sequence[TraceRow], consol
     failed = unrated(rows)
     if failed:
         console.note(f"{len(failed)} questions lack a ruling; the same command asks again for them alone")
+    if spent:
+        console.note(f"the judge took {bill_text(spent, job.config.judge.prices)}")
     _show([evaluation], page)
 
 
@@ -263,7 +267,7 @@ def _show(evaluations: Sequence[Evaluation], page: Path) -> None:
     screen.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
-def _facts(job: Job, command: str) -> EvaluationFacts:
+def _facts(job: Job, command: str, spent: Mapping[str, Spending]) -> EvaluationFacts:
     config, judge = job.config, judge_identity(job.config.judge)
     by_judge = config.reward.answer.kind == AnswerKind.JUDGE
     return EvaluationFacts(
@@ -281,6 +285,7 @@ def _facts(job: Job, command: str) -> EvaluationFacts:
             "answers": str(config.reward.answer.kind),
             "max new tokens": str(config.rollout.max_new_tokens),
             "checkpoint": str(job.model_folder or job.subject.path),
+            **({"the judge took": bill_text(spent, config.judge.prices)} if spent else {}),
         },
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mrpo.choices import LEXICAL_NOTICE, JudgeKind
 from mrpo.report.charts import percent, significant
+from mrpo.report.judge_spending import judge_spending
 from mrpo.report.load import RunData
 from mrpo.run_reading import RunStatus
 
@@ -102,6 +103,7 @@ def counts(run: RunData) -> list[tuple[str, str]]:
         ("judgements asked for", f"{asked:,.0f}"),
         ("judgements failed", unanswered),
         *_outage(run),
+        *judge_spending(run),
         ("groups", f"{groups:,.0f}"),
         ("groups dropped (fewer than 2 completions left)", _of(run.total("groups/dropped"), groups)),
         ("groups of equal rewards (zero advantage)", _of(run.total("groups/constant"), groups)),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo.eval.summary import EvalSummary, summarize
+from mrpo.judge_spending import SPENDING_FILE, Spending, read_spending
 from mrpo.rows import read_rows
 from mrpo.run_reading import (
     MetricsFile,
@@ -35,6 +36,7 @@ class RunData:
     evaluations: dict[str, list[TraceRow]]  # by name: before, step_N …, after
     rollouts: dict[int, Path]  # by step
     held_out: list[HeldOutLoss]  # of a supervised run
+    spending: dict[str, Spending]  # on the judge, by model; empty: none, or not recorded
 
     @property
     def is_supervised(self) -> bool:
@@ -66,6 +68,7 @@ def load_run(folder: Path) -> RunData:
         evaluations={name: read_rows(path) for name, path in list_evaluations(folder).items()},
         rollouts=list_rollouts(folder),
         held_out=read_heldout(folder),
+        spending=read_spending(folder / SPENDING_FILE),
     )
 
 

@@ -311,6 +311,19 @@ def test_failed_and_missing_judgements_stay_apart(run: RunFolder) -> None:
     assert [row.judge_attempts for row in rows] == [1, None, 1]
 
 
+def test_files_from_before_the_judge_was_named_are_read(run: RunFolder) -> None:
+    path = run.write_evaluation("step_4", [make_record(3, [True, False], correct=True)])
+    table = pq.read_table(path)
+    pq.write_table(
+        table.drop_columns(["judge_model", "judge_rubric", "answer_judge_model", "answer_judge_rubric"]), path
+    )
+    (row,) = read_rows(path)
+    assert (row.valid, row.judge_model, row.judge_rubric) == ([True, False], None, None)
+    pq.write_table(table.drop_columns(["judge_attempts"]), path)
+    with pytest.raises(DataError, match="differing: judge_attempts"):
+        read_rows(path)
+
+
 def test_columns_keep_their_types_when_all_is_null(run: RunFolder) -> None:
     path = run.write_evaluation("before", [make_record(1, None, correct=True)])
     empty = run.write_evaluation("after", [])
