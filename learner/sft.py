@@ -19,7 +19,8 @@ from learner.rank import Rank
 from learner.schedule import WARM_START_WARMUP_SHARE, sft_lr
 from learner.step import all_reduce, apply_update, grad_norm, plan_own
 from mrpo.errors import DataError
-from mrpo.sft.tokens import Placeholders, prompt_ids, target_ids
+from mrpo.prompt_tokens import Placeholders, prompt_ids
+from mrpo.sft.tokens import target_ids
 from mrpo.types import LearnStats, ScoreSample, SftSample
 
 log = logging.getLogger(__name__)

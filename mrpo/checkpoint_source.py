@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mrpo.checkpoint_checks import check_checkpoint
 from mrpo.checkpoint_checks import model_type_of as written_model_type
-from mrpo.config import ModelConfig
+from mrpo.config import Config, ModelConfig
 from mrpo.errors import ConfigError
-from mrpo.families import family_of
+from mrpo.families import Family, family_of
 from mrpo.images import require_tiles
 
 # Weights in safetensors and what describes them: no pickles, no code, no copies in other formats.
@@ -71,3 +71,16 @@ def _from_hub(path: str, revision: str | None, setting: str) -> Path:
             f"{setting}={path} is no folder here and cannot be had from the Hugging Face hub ({reason}); "
             f"copy the checkpoint to this machine and set {setting}=<folder>"
         ) from None
+
+
+def policy_family(config: Config, model_folder: Path | None) -> Family:
+    """The family of the policy of a run.
+
+    Args:
+        config: of the run.
+        model_folder: from `local_checkpoint`; None: a toy.
+
+    Raises:
+        ConfigError: no model there, or an unsupported family.
+    """
+    return family_of(config.model.toy_family.value if model_folder is None else model_type_of(model_folder))

@@ -68,3 +68,13 @@ def check_gpus(
             "choose a cluster=… that is there, set cluster.address to a larger one, lower rollout.num_engines or "
             "learner.num_ranks, or run EXP=phantom, which needs none"
         )
+
+
+def unused_gpus(config: Config) -> str | None:
+    """A line where this machine has GPUs that the run leaves idle; None where there are none or a cluster is named."""
+    if config.cluster.device != Device.GPU or config.cluster.address is not None:
+        return None
+    import torch
+
+    there, needed = torch.cuda.device_count(), placement_of(config).num_gpus
+    return f"{there} GPUs here, {needed} used: look at conf/cluster/ for others" if there > needed else None

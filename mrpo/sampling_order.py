@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mrpo.config import RolloutConfig
+from mrpo.config import Config, RolloutConfig
 from mrpo.types import Example, RolloutRequest
 
 
@@ -39,6 +39,13 @@ def prompts_of_step(
         example = examples[orders[epoch][index]]
         prompts[f"{example.id}@{epoch}"] = example
     return prompts
+
+
+def epochs_note(config: Config, num_examples: int) -> str:
+    """How often a run comes round the training questions, in words."""
+    each = config.rollout.prompts_per_step
+    epochs = config.num_steps * each / num_examples
+    return f"{config.num_steps} steps of {each} of {num_examples} questions: {epochs:.2f} epochs"
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str, sample_index: int) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from mrpo.checkpoint_source import local_checkpoint
-from mrpo.choices import Device
+from mrpo.checkpoint_source import local_checkpoint, policy_family
+from mrpo.choices import DataKind, Device
 from mrpo.collection import Collector
 from mrpo.command_line import exit_code, quiet_libraries
 from mrpo.compose import compose_config, resume_config
@@ -27,10 +27,13 @@ from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.parts import Parts, answer_similarity, running_parts
 from mrpo.plan.refusal import memory_note
-from mrpo.preflight import check_local_gpus, check_memory
+from mrpo.preflight import check_local_gpus, check_memory, unused_gpus
+from mrpo.prompt_tokens import check_prompts
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import RunFolder, check_writable, resumed_run
 from mrpo.run_session import judge_ledger, record_run, rewind_to_checkpoint
+from mrpo.sampling_order import epochs_note
+from mrpo.sft.parts import policy_processor
 from mrpo.sft.settings import require_reinforcement
 from mrpo.stop_signals import StopSignals
 from mrpo.tracking import Tracker
@@ -60,10 +63,21 @@ def _train(arguments: Sequence[str]) -> int:
         console.route_logs()
         for row in dataset.bad_rows:
             console.note(f"dropped: {row}")
-        shortage = memory_note(config)
-        if shortage is not None:
-            console.note(shortage)
+        for line in (memory_note(config), unused_gpus(config), epochs_note(config, len(dataset.train))):
+            if line is not None:
+                console.note(line)
+        if config.data.kind != DataKind.PHANTOM:
+            _check_prompts(config, dataset, model_folder, console)
         return asyncio.run(_Run(config, dataset, similarity, model_folder, console, started).execute())
+
+
+def _check_prompts(config: Config, dataset: Dataset, model_folder: Path | None, console: Console) -> None:
+    """Refuse what an engine would stumble over hours later."""
+    examples = [*dataset.train, *dataset.test]
+    with console.stage(f"length of {len(examples)} prompts"):
+        processor = policy_processor(config, dataset, model_folder)
+        longest = check_prompts(examples, processor, policy_family(config, model_folder), config)
+    console.note(f"the longest prompt has {longest} tokens")
 
 
 def configure(arguments: Sequence[str]) -> Config:

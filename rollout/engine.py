@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from rollout.spec import EngineSpec
 from rollout.token_bans import ADDITIONAL_CONFIG_KEY
 from rollout.vocabulary import collapse_image, vocabulary_of
 
+NUM_IMAGES_KEPT = 16  # samples of a prompt follow each other
 PROMPT_CACHE_SIZE = 64  # prompts kept ready; a batch's worth, because samples of a prompt arrive together
 SLEEP_LEVEL = 1  # weights go to main memory: under adapters they are never sent again
 
@@ -75,6 +77,7 @@ class Engine:
         assert self._llm.renderer.mm_processor is not None
         self._processor: Any = self._llm.renderer.mm_processor.info.get_hf_processor()
         self._prompts: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._read = lru_cache(NUM_IMAGES_KEPT)(partial(read_image, max_pixels=spec.max_pixels))
         self._pending: dict[str, _Pending] = {}
         self._ids = itertools.count()
         self._policy_version = 0
@@ -300,7 +303,7 @@ class Engine:
         return prompt
 
     def _render(self, prompt: dict[str, Any], image: str) -> Any:
-        pixels = read_image(image, max_pixels=self._spec.max_pixels)
+        pixels = self._read(image)
         return self._llm.renderer.render_cmpl([{**prompt, "multi_modal_data": {"image": pixels}}])[0]
 
     def _check_length(self, key: str, num_tokens: int) -> None:

@@ -53,6 +53,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
             "max_num_batched_tokens": max(CPU_TOKENS_PER_STEP, max_model_len, rollout.max_num_seqs),
         }
     else:
+        arguments["max_num_batched_tokens"] = max(rollout.max_num_batched_tokens, rollout.max_num_seqs)
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         arguments["enable_sleep_mode"] = spec.sleeps
     return arguments

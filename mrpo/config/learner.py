@@ -17,9 +17,9 @@ class LoraConfig:
 
     r: NonNegativeInt = 0  # rank; 0: full fine-tuning
     alpha: Positive = 32.0  # an adapter counts alpha / r times
-    dropout: Share = 0.05  # of an adapter's input, in training
+    dropout: Share = 0.0  # of an adapter's input, in training; reinforcement weighs its noise as a change of the policy
     targets: tuple[str, ...] = ()  # names of layers, e.g. [q_proj,v_proj]; empty: the family's (mrpo/families.py)
-    to_engines: LoraTransfer = LoraTransfer.MERGED
+    to_engines: LoraTransfer = LoraTransfer.ADAPTER  # merged: into weights of the engines' precision, which rounds
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -55,4 +55,4 @@ class SftConfig:
     batch_size: PositiveInt = 32  # examples of a step, over all ranks
     lr: Positive = 2e-5  # peak
     warmup_share: Share = 0.05  # of all steps
-    lora: LoraConfig = LoraConfig(r=8)  # r=0: full fine-tuning
+    lora: LoraConfig = LoraConfig(r=8, dropout=0.05)  # r=0: full fine-tuning

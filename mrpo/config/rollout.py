@@ -23,6 +23,7 @@ class RolloutConfig:
     max_new_tokens: PositiveInt = 96
     max_model_len: PositiveInt = 256  # prompt with image tokens, and completion
     max_num_seqs: PositiveInt = 128  # per engine
+    max_num_batched_tokens: PositiveInt = 8192  # prompt tokens that a GPU engine computes at once
     tensor_parallel: PositiveInt = 1
     gpu_memory_utilization: Share = 0.85
     kv_cache_gib: PositiveInt = 1  # CPU engines

@@ -13,7 +13,6 @@ from mrpo.plan.memory import GIB, Memory, Part
 from mrpo.plan.parameters import tensors_of
 from mrpo.plan.workload import Workload
 
-BATCHED_TOKENS = 8192  # estimate: prompt tokens that vLLM computes at once on a GPU
 CPU_BATCHED_TOKENS = 2048  # as rollout/engine_arguments.py sets
 CONTEXT_BYTES = GIB  # estimate: CUDA's context and vLLM's workspaces; stays while an engine sleeps
 GRAPHS_BYTES = GIB  # estimate: CUDA graphs, none with rollout.enforce_eager; stay likewise
@@ -50,7 +49,7 @@ def engine_memory(config: Config, architecture: Architecture, workload: Workload
     element = 2 if bf16 else FLOAT32
     gpus = rollout.tensor_parallel
     weights = element * _parameters_of_gpu(architecture, gpus)
-    batched = max(BATCHED_TOKENS if on_gpu else CPU_BATCHED_TOKENS, rollout.max_num_seqs)
+    batched = max(rollout.max_num_batched_tokens if on_gpu else CPU_BATCHED_TOKENS, rollout.max_num_seqs)
     # Hidden states and their copies, a layer's products, an image on its way, and logits of all sequences in float32.
     activations = batched * (4 * text.hidden + 3 * -(-text.intermediate // gpus)) * element
     activations += workload.image_tokens * vision.merge**2 * (8 * vision.hidden + 2 * vision.intermediate) * element

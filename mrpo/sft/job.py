@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mrpo.checkpoint_source import model_type_of
+from mrpo.checkpoint_source import policy_family
 from mrpo.config import Config
 from mrpo.data.load import Dataset
 from mrpo.errors import DataError
-from mrpo.families import Family, family_of
+from mrpo.families import Family
 from mrpo.sft.order import Order
 from mrpo.sft.targets import Demonstrations, demonstrations_of
 
@@ -46,8 +46,7 @@ def plan_job(config: Config, dataset: Dataset, model_folder: Path | None) -> Job
     Raises:
         DataError: no training question has a rationale, or a text holds what only the asked form may.
     """
-    model_type = config.model.toy_family.value if model_folder is None else model_type_of(model_folder)
-    family = family_of(model_type)
+    family = policy_family(config, model_folder)
     train = demonstrations_of(dataset.train, family, config.data.kind)
     held_out = demonstrations_of(dataset.test, family, config.data.kind)
     if not train.shown:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 from mrpo.choices import DataKind
 from mrpo.demonstration import write_demonstration
-from mrpo.errors import DataError
+from mrpo.errors import DataError, first_few
 from mrpo.families import Family
 from mrpo.types import Example, SftSample
 
 TAGS = re.compile(r"</?\s*(think|thinking|answer)\s*>", re.IGNORECASE)
-NUM_NAMES = 3  # rows named in an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +71,6 @@ def demonstrations_of(examples: Sequence[Example], family: Family, kind: DataKin
         shown.append(Demonstration(id=example.id, sample=sample))
     if faults:
         raise DataError(
-            f"{named(faults)}; the tags around reasoning and answer are written here: remove them from the text"
+            f"{first_few(faults)}; the tags around reasoning and answer are written here: remove them from the text"
         )
     return Demonstrations(shown=shown, num_without_rationale=len(examples) - len(shown))
-
-
-def named(faults: Sequence[str]) -> str:
-    """The first faults, and how many more there are."""
-    more = f" (and {len(faults) - NUM_NAMES} more)" if len(faults) > NUM_NAMES else ""
-    return "; ".join(faults[:NUM_NAMES]) + more

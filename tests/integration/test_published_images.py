@@ -24,7 +24,7 @@ from learner.step import score
 from mrpo.families import FAMILIES
 from mrpo.images import read_image
 from mrpo.parity import compare_logprobs
-from mrpo.sft.tokens import prompt_ids
+from mrpo.prompt_tokens import prompt_ids
 from mrpo.types import ScoreSample
 from tests.integration.learner_world import make, spec
 from tests.integration.published_engines import Ask, run_engines

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from learner_world import FAMILIES, build_world, make, spec
 from PIL import ExifTags, Image
 
 from learner.checkpoint import load, save
@@ -27,6 +26,7 @@ from learner.rank import Rank
 from learner.sft import Supervision
 from learner.step import score
 from mrpo.choices import DataKind
+from mrpo.compose import compose_config
 from mrpo.config import LoraConfig, LossConfig
 from mrpo.data.jsonl import write_jsonl
 from mrpo.data.phantom import phantom_examples
@@ -35,13 +35,15 @@ from mrpo.families import family_of
 from mrpo.images import read_image
 from mrpo.phantom.toy_models import build_toy_model
 from mrpo.phantom.warm_start import tokenizer_corpus
+from mrpo.prompt_tokens import check_prompts
 from mrpo.prompts import chat_messages
 from mrpo.rows import read_rows
 from mrpo.run_reading import RunStatus, list_checkpoints, read_config, read_metrics, read_state
 from mrpo.sft.heldout import read_heldout
 from mrpo.sft.targets import Demonstration, demonstrations_of
 from mrpo.sft.tokens import check_demonstrations
-from mrpo.types import LearnStats, SftSample
+from mrpo.types import Example, LearnStats, SftSample
+from tests.integration.learner_world import FAMILIES, build_world, make, spec
 from tests.integration.test_train import interrupt, wait_for_steps
 from tests.locations import REPOSITORY
 
@@ -110,6 +112,32 @@ def test_lengths_are_known_before_the_start(family: str, world: Path, tmp_path: 
         assert found == length
         with pytest.raises(DataError, match=rf"q1: {length} tokens; set it to {length} or more"):
             check_demonstrations(shown, rank.processor, rank.family, **settings, tokens_per_micro_batch=length - 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_without_room_for_a_completion_are_named(family: str, world: Path) -> None:
+    rank = supervised_rank(world, family)
+    shared = {"answer": "left", "rationale": None, "dataset": "d", "split": "train", "license": "MIT"}
+    asked = {"short": "Where?", "long": "Where is the finding, and how large is it?"}
+    examples = [Example(id=key, image=str(world / "0.png"), question=text, **shared) for key, text in asked.items()]
+    messages = chat_messages(asked["long"], rank.family, terse=True)
+    text = rank.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    length = len(
+        rank.processor(text=[text], images=[[read_image(examples[1].image, max_pixels=10_000)]])["input_ids"][0]
+    )
+
+    def check(max_model_len: int, tokens_per_micro_batch: int) -> int:
+        settings = [
+            f"rollout.max_model_len={max_model_len}",
+            f"learner.tokens_per_micro_batch={tokens_per_micro_batch}",
+        ]
+        config = compose_config(["rollout.max_new_tokens=10", "model.max_pixels=10000", *settings])
+        return check_prompts(examples, rank.processor, rank.family, config)
+
+    assert check(length + 10, length + 10) == length
+    for limits, name in (((length + 9, 4096), "rollout.max_model_len"), ((4096, length + 9), "tokens_per_micro_batch")):
+        with pytest.raises(DataError, match=rf"{name}={length + 9}: long: {length} tokens; raise it to {length + 10}"):
+            check(*limits)
 
 
 def test_the_loss_is_the_mean_of_the_target_tokens_whatever_the_micro_batches(world: Path) -> None:

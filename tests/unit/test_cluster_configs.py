@@ -147,8 +147,3 @@ def test_engines_or_ranks_alone_share_nothing() -> None:
 def test_ranks_on_a_cpu_claim_a_core_each_and_engines_none() -> None:
     layout = placement_of(compose_config(["learner.num_ranks=2"]))
     assert (layout.num_cpus, layout.num_gpus, layout.bundle_of_engine(0)) == (2, 0, None)
-
-
-def test_an_adapter_that_is_not_trained_cannot_be_sent() -> None:
-    with pytest.raises(ConfigError, match=r"learner\.lora\.r=0 has no adapter to send"):
-        compose_config(["learner.lora.to_engines=adapter"])

@@ -76,7 +76,7 @@ def test_room_is_made_on_the_layers_that_are_trained_alone() -> None:
 
 
 def test_merged_adapters_need_no_room() -> None:
-    assert "enable_lora" not in engine_arguments(phantom("learner.lora.r=8"))
+    assert "enable_lora" not in engine_arguments(phantom("learner.lora.r=8", "learner.lora.to_engines=merged"))
 
 
 def test_adapters_vllm_has_no_room_for_are_refused() -> None:
