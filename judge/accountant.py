@@ -169,8 +169,8 @@ class Accountant:
                 self._warned.add(item.name)
                 spent, limit = getattr(self._budget.spent, item.name), getattr(self._budget.limits, item.name)
                 self._on_warning(
-                    f"judge budget: {spent:,.6g} of {SETTINGS[item.name]}={limit:.12g} is spent; at the end of it the run "
-                    "stops with a checkpoint"
+                    f"judge budget: {_number(spent)} of {SETTINGS[item.name]}={limit:.12g} is spent; at the end of it "
+                    "the run stops with a checkpoint"
                 )
         if self._config.prices and "prices" not in self._warned:
             without = unpriced(self._ledger.spent, self._config.prices)
@@ -185,6 +185,10 @@ class Accountant:
             limit = getattr(self._budget.limits, item.name)
             spent, one = getattr(self._budget.spent, item.name), getattr(each, item.name)
             if spent >= limit or limit - spent < one * (1 - 1e-9):
-                more = "" if spent >= limit else f", and a request may take {one:.4g}"
-                parts.append(f"{SETTINGS[item.name]}={limit:.12g}: {spent:,.6g} spent{more}")
+                more = "" if spent >= limit else f", and a request may take {_number(one)}"
+                parts.append(f"{SETTINGS[item.name]}={limit:.12g}: {_number(spent)} spent{more}")
         return f"the run's budget for the judge is spent ({'; '.join(parts)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"

@@ -153,7 +153,7 @@ async def test_a_budget_of_tokens_ends_and_says_so() -> None:
         await accountant.settle(lease, [usage(1500, 40)], replied=True)
         num_calls += 1
     assert num_calls == 3  # the fourth may take 1540 more, of 380 that are left
-    assert "judge.max_tokens=5000: 4,620 spent, and a request may take 1540" in lease.refusal
+    assert "judge.max_tokens=5000: 4,620 spent, and a request may take 1,540" in lease.refusal
 
 
 @pytest.mark.asyncio
