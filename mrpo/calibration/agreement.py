@@ -12,9 +12,9 @@ from itertools import combinations
 
 import numpy as np
 
-from mrpo.calibration.kappa import Weights, band_of, cohen_kappa, kappa_interval, table_of
+from mrpo.calibration.kappa import Weights, band_of, kappa_interval, table_of
 from mrpo.calibration.labels import LabelledCompletion, Mark
-from mrpo.calibration.resampling import Sums, cluster_interval, table_accuracy, table_kappa
+from mrpo.calibration.resampling import Sums, cluster_interval, table_accuracy, table_kappa, weighted_kappa
 from mrpo.eval.intervals import Interval
 from mrpo.types import Verdicts
 
@@ -102,7 +102,7 @@ def agreement(pairs: Sequence[Pair], mark: Mark, *, seed: int) -> Agreement:
         accuracy=cluster_interval(sums, table_accuracy, seed=seed),
         kappa=kappa,
         kappa_analytic=kappa_interval(table),
-        band=band_of(kappa.value) if kappa else None,
+        band=band_of(round(kappa.value, 12)) if kappa else None,  # 0.7 − 0.5 is less than 0.2 in binary
         too_kind=int(table[0, 1]) / negative if negative else None,
         too_strict=int(table[1, 0]) / positive if positive else None,
     )
@@ -128,17 +128,10 @@ def graded_agreement(
         GradedAgreement(
             weights=weights.value,
             table=total,
-            kappa=cluster_interval(sums, partial(_graded_kappa, weights=weights), seed=seed),
+            kappa=cluster_interval(sums, partial(weighted_kappa, weights=weights), seed=seed),
         )
         for weights in (Weights.LINEAR, Weights.QUADRATIC)
     ]
-
-
-def _graded_kappa(sums: Sums, *, weights: Weights) -> Sums:
-    """[…, 9] counts → […]; NaN where kappa is not defined."""
-    tables = sums.reshape(-1, 3, 3)
-    values = [cohen_kappa(table, weights=weights) for table in tables]
-    return np.array([np.nan if value is None else value for value in values]).reshape(sums.shape[:-1])
 
 
 def tables_of_completions(pairs: Sequence[Pair]) -> Sums:

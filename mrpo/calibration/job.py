@@ -19,15 +19,8 @@ from mrpo.judge_permission import require_judge_allowed
 from mrpo.types import Example
 
 # Settings of the judge that change what it rules.
-MEASURED = (
-    "kind",
-    "noise",
-    "send_image",
-    "temperature",
-    "max_completion_tokens",
-    "lexical",
-    "provider",
-)
+MEASURED = ("kind", "noise", "send_image", "temperature", "max_completion_tokens", "provider")
+MEASURED_BY_RULES = ("kind", "noise", "lexical")
 BLIND = (JudgeKind.ORACLE, JudgeKind.LEXICAL)  # read no image, so that none is sent
 
 
@@ -86,12 +79,13 @@ def prepare(config: Config) -> Job:
 def identity_of(job: Job) -> dict[str, Any]:
     """What is measured, as JSON-like data; repeats and orders may grow within a check, as they only add calls."""
     judge, tree = judge_identity(job.config.judge), plain(job.config.judge)
+    names = MEASURED_BY_RULES if job.config.judge.kind in BLIND else MEASURED
     return {
         "name": job.name,
         "labels": job.labels_sha256,
         "seed": job.config.seed,
         "judge": None if judge is None else asdict(judge),
-        "settings": {name: tree[name] for name in MEASURED},
+        "settings": {name: tree[name] for name in names},
     }
 
 

@@ -50,7 +50,7 @@ def cohen_kappa(table: ArrayLike, *, weights: Weights = Weights.NONE) -> float |
     if total == 0:
         return None
     shares = counts / total
-    distance = _distance(len(shares), weights)
+    distance = distances(len(shares), weights)
     by_chance = float((distance * np.outer(shares.sum(axis=1), shares.sum(axis=0))).sum())
     if by_chance == 0:
         return None
@@ -69,7 +69,7 @@ def kappa_error(table: ArrayLike, *, weights: Weights = Weights.NONE) -> float |
     total = counts.sum()
     shares = counts / total
     rows, columns = shares.sum(axis=1), shares.sum(axis=0)
-    agreement = 1.0 - _distance(len(shares), weights)
+    agreement = 1.0 - distances(len(shares), weights)
     observed = float((agreement * shares).sum())
     expected = float((agreement * np.outer(rows, columns)).sum())
     mean = (agreement @ columns)[:, None] + (agreement.T @ rows)[None, :]  # [C, C] of a row's and a column's agreement
@@ -107,8 +107,8 @@ def table_under_flips(share: float, probability: float) -> NDArray[np.float64]:
     )
 
 
-def _distance(num_categories: int, weights: Weights) -> NDArray[np.float64]:
-    """[C, C] in [0, 1], 0 on the diagonal."""
+def distances(num_categories: int, weights: Weights) -> NDArray[np.float64]:
+    """[C, C] how far apart categories are, in [0, 1] and 0 on the diagonal."""
     places = np.arange(num_categories, dtype=np.float64)
     apart = np.abs(places[:, None] - places[None, :])
     if weights == Weights.NONE:

@@ -133,21 +133,18 @@ def _raters(title: str, raters: Iterable[RaterAgreement]) -> Table:
 
 
 def _comparison(comparison: Comparison) -> Table:
-    rows = [
-        (
-            item.mark,
-            str(item.num_steps),
-            f"{item.accuracy:.1%}, {item.other_accuracy:.1%}",
-            number_text(item.accuracy_difference),
-            number_text(item.kappa_difference),
-            f"{item.num_gained}, {item.num_lost}",
-            f"{item.p:.2g}",
-        )
-        for item in comparison.marks
-    ]
-    title = f"{comparison.name} against {comparison.other_name}, paired"
-    columns = ("mark", "steps", "accuracy, other", "difference", "difference in kappa", "gained, lost", "McNemar p")
-    return _table(title, columns, rows)
+    rows = []
+    for item in comparison.marks:
+        shares = (f"{item.accuracy:.1%}", f"{item.other_accuracy:.1%}")
+        rows.append((f"accuracy, {item.mark}", *shares, number_text(item.accuracy_difference)))
+        kappas = (_number(item.kappa), _number(item.other_kappa))
+        rows.append((f"kappa, {item.mark}", *kappas, number_text(item.kappa_difference)))
+    title = f"{comparison.name} against {comparison.other_name}, on {comparison.num_completions} completions"
+    return _table(title, ("measure", "this", "other", "difference"), rows)
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def _share(value: float | None) -> str:
