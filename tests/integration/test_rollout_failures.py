@@ -81,10 +81,11 @@ class Worker:
         """Nothing to end."""
 
 
-def pool_of(*faults: str | None) -> VllmRolloutPool:
-    config = Config(rollout=RolloutConfig(num_engines=len(faults), stall_timeout_s=3.0))
+def pool_of(*faults: str | None, stall_timeout_s: float = 60.0) -> VllmRolloutPool:
+    config = Config(rollout=RolloutConfig(num_engines=len(faults), stall_timeout_s=stall_timeout_s))
     specs = engine_specs(config, "/model", "qwen2_5_vl", log_dir="/logs")
     handles = [ray.remote(Worker).options(num_cpus=0).remote(fault) for fault in faults]
+    ray.get([handle.__ray_ready__.remote() for handle in handles])  # their start is not what stalls
     infos = [WorkerInfo(name=spec.name, host=host_id(), pid=0, start_s=0.0) for spec in specs]
     return VllmRolloutPool(specs, handles, infos)
 
@@ -114,7 +115,7 @@ def test_an_engine_that_dies_is_named_with_its_log(ray_session: None) -> None:
 
 def test_an_engine_that_stalls_is_named_with_what_is_due(ray_session: None) -> None:
     with pytest.raises(EngineError, match=r"stall_timeout_s=3 s from engine-0 \(2 due\); see /logs/engine-0\.log"):
-        generate(pool_of("stalls", None), 6)
+        generate(pool_of("stalls", None, stall_timeout_s=3.0), 6)
 
 
 def test_a_users_mistake_arrives_as_it_was_raised(ray_session: None) -> None:
