@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from judge.accountant import Accountant, Lease
 from judge.accounting import OnRequest, RequestUsage, Rulings, Served
-from judge.actors import ActorLost, JudgeActors, NoActor
+from judge.actor_link import ActorLost
+from judge.actors import JudgeActors, NoActor
 from judge.api_key import key_source, read_key
 from judge.availability import Event, Opened
 from judge.circuits import Circuits
@@ -127,6 +128,14 @@ class RayJudgePool:
         """
         return await self._rule(request, Judgement)
 
+    async def judge_afresh(self, request: JudgeRequest) -> Judgement:
+        """As `judge`, with no ruling looked up or kept.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        return await self._rule(request, Judgement, fresh=True)
+
     async def judge_answer(self, request: AnswerRequest) -> AnswerJudgement:
         """Whether an answer is correct, or one `JudgeFailure`; see `mrpo.protocols.JudgePool`.
 
@@ -135,19 +144,21 @@ class RayJudgePool:
         """
         return await self._rule(request, AnswerJudgement)
 
-    async def _rule(self, request: JudgeRequest | AnswerRequest, made: type[Made]) -> Made:
+    async def _rule(self, request: JudgeRequest | AnswerRequest, made: type[Made], *, fresh: bool = False) -> Made:
         """One ruling, known from before or by a call, or one failure."""
         self.tally.begun += 1
         try:
-            return await self._find_or_call(request, made)
+            return await self._find_or_call(request, made, None if fresh else self._rulings)
         except BaseException:
             self.tally.broken += 1
             raise
 
-    async def _find_or_call(self, request: JudgeRequest | AnswerRequest, made: type[Made]) -> Made:
+    async def _find_or_call(
+        self, request: JudgeRequest | AnswerRequest, made: type[Made], rulings: Rulings | None
+    ) -> Made:
         account = Account(started_s=time.time())
         rubric = rubric_version(request)
-        known = await self._rulings.find(request) if self._rulings is not None else None
+        known = await rulings.find(request) if rulings is not None else None
         if known is not None:
             self.tally.known += 1
             return replace(_made(made, request.key, known.ruling, account), model=known.model, rubric=rubric)
@@ -157,9 +168,9 @@ class RayJudgePool:
         if isinstance(judgement.outcome, JudgeFailure):
             self.tally.failed[judgement.outcome.reason] += 1
         else:
-            if self._rulings is not None:
+            if rulings is not None:
                 assert served.model is not None
-                await self._rulings.keep(request, judgement.outcome, model=served.model)
+                await rulings.keep(request, judgement.outcome, model=served.model)
             self.tally.ruled += 1
         return replace(
             judgement,

@@ -6,22 +6,23 @@ A composition root beside `mrpo.parts`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mrpo.choices import LEXICAL_NOTICE, Device, JudgeKind
 from mrpo.config import Config, JudgeConfig
 from mrpo.console import Console
+from mrpo.judge_canaries import CanaryJudge
 from mrpo.judge_endpoints import endpoints_of
 from mrpo.judge_model import own_judge
 from mrpo.judge_spending import SpendingLedger
 from mrpo.placement import Seat, placement_of
+from mrpo.protocols import MeteredJudge
 
-if TYPE_CHECKING:
-    from judge.pool import RayJudgePool
+logger = logging.getLogger(__name__)
 
 
 def check_judge_endpoint(config: Config) -> None:
@@ -73,7 +74,7 @@ async def start_judge(
     fresh: bool = False,
     seats: Sequence[Seat] | None = None,
     log_dir: Path | None = None,
-) -> RayJudgePool | None:
+) -> MeteredJudge | None:
     """Start the judge that the configuration names; `stack` ends it. None where there is none.
 
     Args:
@@ -81,9 +82,9 @@ async def start_judge(
         console: told what starts.
         stack: of the caller.
         ledger: of what the run spends on it, with what its earlier parts spent.
-        on_event: told in a line when the judge goes down, when it is up again, and when most of a budget is spent;
-            None: these are logged.
-        fresh: look up and keep no rulings, as a measurement of the judge itself must.
+        on_event: told in a line when the judge goes down, when it is up again, when most of a budget is spent, and
+            when too many canaries go wrong; None: these are logged.
+        fresh: look up and keep no rulings and send no canaries, as a measurement of the judge itself must.
         seats: of the servers of `judge.kind=vllm`; None: they are reserved here.
         log_dir: of their logs; None: under the cache.
 
@@ -109,7 +110,11 @@ async def start_judge(
         pool = RayJudgePool(endpoint, ledger=ledger, rulings=cache, on_outage=on_event, on_warning=on_event)
         stack.callback(pool.close)
         await pool.start()
-    return pool
+    if fresh or config.judge.canary_share == 0:
+        return pool
+    watched = CanaryJudge(pool, config.judge, seed=config.seed, on_event=on_event or logger.warning)
+    stack.push_async_callback(watched.close)
+    return watched
 
 
 async def _start_own_judge(

@@ -28,13 +28,12 @@ from mrpo.judge_spending import SpendingLedger
 from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
 from mrpo.placement import Seat, Seats, placement_of
 from mrpo.preflight import check_gpus
-from mrpo.protocols import AnswerScorer
+from mrpo.protocols import AnswerScorer, MeteredJudge
 from mrpo.rewards.bertscore import BertScoreEncoder, check_encoder
 from mrpo.rewards.scorer import Pair, Similarity, build_answer_scorer, local_similarity, needs_encoder
 from mrpo.tasks import first_failure_ends_all
 
 if TYPE_CHECKING:
-    from judge.pool import RayJudgePool
     from learner.group import DeepSpeedLearner
     from rollout.pool import VllmRolloutPool
 
@@ -50,7 +49,7 @@ class Parts:
     """What a controller drives."""
 
     rollout: VllmRolloutPool
-    judge: RayJudgePool | None
+    judge: MeteredJudge | None
     learner: DeepSpeedLearner
     answers: AnswerScorer
 
@@ -119,7 +118,7 @@ class EvaluationParts:
     """What an evaluation asks."""
 
     rollout: VllmRolloutPool | None  # None: outputs were generated elsewhere
-    judge: RayJudgePool | None
+    judge: MeteredJudge | None
     answers: AnswerScorer
 
 

@@ -54,6 +54,14 @@ class JudgePool(Protocol):
         ...
 
 
+class MeteredJudge(JudgePool, Protocol):
+    """A judge that tells what it measured."""
+
+    def take_metrics(self) -> dict[str, float]:
+        """Since this was asked last; what did not happen is left out."""
+        ...
+
+
 class AnswerScorer(Protocol):
     """Scores answers against gold answers without a judge."""
 

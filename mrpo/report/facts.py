@@ -103,6 +103,7 @@ def counts(run: RunData) -> list[tuple[str, str]]:
         ("judgements asked for", f"{asked:,.0f}"),
         ("judgements failed", unanswered),
         *_outage(run),
+        *_canaries(run),
         *judge_spending(run),
         ("groups", f"{groups:,.0f}"),
         ("groups dropped (fewer than 2 completions left)", _of(run.total("groups/dropped"), groups)),
@@ -119,6 +120,18 @@ def _outage(run: RunData) -> list[tuple[str, str]]:
         return []
     where = f"step {steps[0]:.0f}" if len(steps) == 1 else f"{len(steps)} steps from {steps[0]:.0f} on"
     return [("time without a judge", f"{duration(run.total('judge/outage_s'))}, in {where}")]
+
+
+def _canaries(run: RunData) -> list[tuple[str, str]]:
+    """How the judge ruled on steps with known verdicts, where any were sent along."""
+    steps = dict(run.series("judge/canary_steps"))
+    shares = dict(run.series("judge/canary_error_rate"))
+    if not steps:
+        return []
+    wrong = sum(steps[step] * share for step, share in shares.items())
+    worst = max(shares, key=lambda step: shares[step])
+    detail = f"; most in step {worst:.0f}: {100 * shares[worst]:.0f} %" if wrong else ""
+    return [("canary steps ruled wrong", f"{_of(wrong, sum(steps.values()))}{detail}")]
 
 
 def notices(run: RunData) -> list[str]:
