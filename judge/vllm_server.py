@@ -25,6 +25,7 @@ STOP_TIMEOUT_S = 20.0  # above what the supervisor gives the server
 TAIL_LINES = 15
 CPU_CACHE_BYTES = 256 * 2**20  # of keys and values; what runs on a CPU is a toy
 CPU_SEQUENCES = 32
+Command = Callable[[int], list[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +96,16 @@ def server_environment(spec: VllmSpec) -> dict[str, str]:
 class VllmServer:
     """One server; `start` and `close`."""
 
-    def __init__(self, spec: VllmSpec, *, host: str) -> None:
-        """`host`: address of this machine to listen on, as those who ask reach it."""
+    def __init__(self, spec: VllmSpec, *, host: str, command: Command | None = None) -> None:
+        """Describe the server; `start` runs it.
+
+        Args:
+            spec: what is served.
+            host: address of this machine to listen on, as those who ask reach it.
+            command: another server's command line, given a port; None: vLLM's.
+        """
         self._spec = spec
+        self._command = command or (lambda port: server_command(spec, host=host, port=port))
         self._host = host
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
@@ -160,9 +168,8 @@ class VllmServer:
 
     def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         assert self._port is not None
-        command = server_command(self._spec, host=self._host, port=self._port)
         return subprocess.Popen(
-            [sys.executable, "-m", "judge.vllm_supervisor", str(os.getpid()), *command],
+            [sys.executable, "-m", "judge.vllm_supervisor", str(os.getpid()), *self._command(self._port)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 POLL_S = 0.5
 STOP_TIMEOUT_S = 10.0  # from SIGTERM to SIGKILL
+GRACE_S = 2.0  # for what a server that has ended left behind
 
 
 def supervise(parent_pid: int, command: Sequence[str]) -> int:
@@ -35,8 +36,10 @@ def supervise(parent_pid: int, command: Sequence[str]) -> int:
 def _end_session(server: subprocess.Popen[bytes]) -> None:
     """Let the server end its own processes, then end whatever is left of this session but this process."""
     server.terminate()
-    ends_at = time.monotonic() + STOP_TIMEOUT_S
-    while time.monotonic() < ends_at and (server.poll() is None or _others()):
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(STOP_TIMEOUT_S)
+    ends_at = time.monotonic() + GRACE_S
+    while time.monotonic() < ends_at and _others():
         time.sleep(POLL_S / 5)
     for pid in _others():
         with contextlib.suppress(ProcessLookupError):
