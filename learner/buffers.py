@@ -1,4 +1,4 @@
-"""Buffers that no checkpoint holds, such as the frequencies of rotary positions, with the values their modules compute."""
+"""Buffers that no checkpoint holds, such as the frequencies of rotary positions: what their modules compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ def compute_buffers_again(model: nn.Module) -> None:
     """Give every floating-point buffer that is not in a checkpoint its full precision back; in place.
 
     While ZeRO-3 partitions a model that is being built, DeepSpeed casts every tensor made meanwhile to the training
-    dtype, intermediate results too. In bfloat16 a rotary frequency is off by 2⁻⁹ of itself: at 1,500 tokens, by radians.
+    dtype, intermediate results too. In bfloat16 a rotary frequency is off by up to 2⁻⁹ of itself, and the angle of
+    token 1,500 by radians.
 
     Raises:
         ConfigError: a buffer whose module cannot be made from its configuration alone.

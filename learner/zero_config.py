@@ -8,7 +8,7 @@ from mrpo.config import LearnerConfig
 from mrpo.errors import ConfigError
 
 BUCKET_ELEMENTS = 100_000_000  # of a gradient bucket; ZeRO allocates up to twice this many
-PERSISTENT_ELEMENTS = 100_000  # ZeRO-3 leaves smaller parameters whole
+PERSISTENT_ELEMENTS = 100_000  # on GPUs ZeRO-3 leaves smaller parameters whole, since gathering each costs latency
 
 
 def zero_config(learner: LearnerConfig, *, bf16: bool, on_gpu: bool) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def zero_config(learner: LearnerConfig, *, bf16: bool, on_gpu: bool) -> dict[str
     }
     if learner.zero_stage == 3:
         stage |= {
-            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            "stage3_param_persistence_threshold": persistent_elements(on_gpu=on_gpu),
             "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
         }
     if learner.cpu_offload:
@@ -59,7 +59,12 @@ def zero_config(learner: LearnerConfig, *, bf16: bool, on_gpu: bool) -> dict[str
 
 def reference_config(learner: LearnerConfig, *, bf16: bool, on_gpu: bool) -> dict[str, Any]:
     """The configuration of the frozen reference model, which is partitioned only under ZeRO-3."""
-    stage: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS}
+    stage: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": persistent_elements(on_gpu=on_gpu)}
     if learner.cpu_offload:
         stage["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
     return {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": bf16}, "zero_optimization": stage}
+
+
+def persistent_elements(*, on_gpu: bool) -> int:
+    """Parameters with fewer elements stay whole under ZeRO-3; on CPU none does, so that toys are partitioned too."""
+    return PERSISTENT_ELEMENTS if on_gpu else 0

@@ -17,7 +17,7 @@ from mrpo.plan.memory import GIB, MIB, Memory, Part, largest
 from mrpo.plan.parameters import ParameterCounts, count
 
 BUCKET_ELEMENTS = 100_000_000  # as learner/zero_config.py sets both; a test compares them
-PERSISTENT_ELEMENTS = 100_000
+PERSISTENT_ELEMENTS = 100_000  # on GPUs; 0 on CPU
 LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's defaults: weights that ZeRO-3 keeps gathered,
 SUB_GROUP_ELEMENTS = 1_000_000_000  # and those it updates at a time
 CONTEXT_BYTES = int(1.5 * GIB)  # estimate: CUDA's context, cuBLAS' workspace, NCCL's channels
@@ -86,7 +86,7 @@ def rank_memory(architecture: Architecture, settings: RankSettings) -> RankMemor
         lora_targets=training.lora_targets,
         freeze_tower=settings.freeze_tower,
         freeze_projector=settings.freeze_projector,
-        small_below=PERSISTENT_ELEMENTS,
+        small_below=PERSISTENT_ELEMENTS if settings.on_gpu else 0,
     )
     trained = counts.trainable
     share = -(-trained // (ranks if stage else 1))  # of the optimizer's states

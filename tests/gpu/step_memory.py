@@ -29,6 +29,7 @@ from tests.integration.plan_world import BUCKET_ELEMENTS, MAX_PIXELS, build_mode
 def main(folder: Path, family: str, zero_stage: int) -> dict[str, int]:
     """The plan beside the measurement."""
     zero_config.BUCKET_ELEMENTS = BUCKET_ELEMENTS
+    zero_config.PERSISTENT_ELEMENTS = 0  # these models' tensors are mostly small, and would stay whole
     build_model(family, folder / family)
     samples = samples_of(folder / family, num=8)
     settings = spec(

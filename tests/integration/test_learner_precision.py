@@ -43,6 +43,7 @@ def test_zero_3_rounds_no_buffer(world: Path, family: str) -> None:
     plain = getattr(transformers, whole.family.model_class).from_pretrained(world / family, dtype=torch.float32)
     expected = dict(plain.named_buffers())
     assert any(name.endswith("rotary_emb.inv_freq") for name in expected)
+    assert not any(parameter.ds_persist for parameter in partitioned.model.parameters()), "a toy is partitioned whole"
     for model in (partitioned.model, partitioned.reference.model, whole.model):
         found = dict(model.named_buffers())
         assert found.keys() == expected.keys()

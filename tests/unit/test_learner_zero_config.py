@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from learner.zero_config import reference_config, zero_config
+from learner.zero_config import PERSISTENT_ELEMENTS, reference_config, zero_config
 from mrpo.config import LearnerConfig
 from mrpo.errors import ConfigError
 
@@ -47,3 +47,11 @@ def test_stage_0_refuses_what_needs_master_weights(bf16: bool, offload: bool, na
 def test_the_reference_is_partitioned_and_never_offloads_without_being_asked() -> None:
     config = reference_config(LearnerConfig(zero_stage=3), bf16=True, on_gpu=True)
     assert config["zero_optimization"]["stage"] == 3 and "offload_param" not in config["zero_optimization"]
+
+
+@pytest.mark.parametrize(("on_gpu", "expected"), [(True, PERSISTENT_ELEMENTS), (False, 0)])
+def test_on_a_cpu_zero_3_partitions_small_tensors_too(on_gpu: bool, expected: int) -> None:
+    """A toy's tensors are nearly all small: kept whole, they would prove nothing about partitions."""
+    for make in (zero_config, reference_config):
+        stage = make(LearnerConfig(zero_stage=3), bf16=False, on_gpu=on_gpu)["zero_optimization"]
+        assert stage["stage3_param_persistence_threshold"] == expected
