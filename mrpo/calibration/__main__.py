@@ -26,7 +26,7 @@ from mrpo.calibration.comparison import Comparison, compare_rulings
 from mrpo.calibration.folder import CheckFolder, EarlierCheck, differences, read_earlier
 from mrpo.calibration.job import Job, folder_of, identity_of, prepare, settings_shown
 from mrpo.calibration.labels import Mark
-from mrpo.calibration.measure import CheckResult, first_rulings, label_facts, measure
+from mrpo.calibration.measure import CheckResult, first_rulings, label_facts, measure, require_some_ruling
 from mrpo.calibration.noise import NoisyJudge
 from mrpo.calibration.rulings import RecordedJudge
 from mrpo.calibration.tables import label_tables, result_tables
@@ -36,7 +36,6 @@ from mrpo.command_line import INTERRUPTED, exit_code, quiet_libraries
 from mrpo.compose import compose_config
 from mrpo.config import Config
 from mrpo.console import Console
-from mrpo.errors import JudgeUnavailableError
 from mrpo.judge_parts import check_judge_endpoint, judge_identity, start_judge
 from mrpo.judge_prices import total_cost
 from mrpo.judge_spending import SPENDING_FILE, SpendingLedger
@@ -164,12 +163,7 @@ def _result(
     prices = config.judge.prices
     calls = call_summary([item.judgement for item in asked], cost=total_cost(ledger.spent, prices) if prices else None)
     measures = measure(job.completions, asked, seed=config.seed)
-    if measures.num_unjudged == len(job.completions):
-        reason = next(iter(calls.failures))
-        raise JudgeUnavailableError(
-            f"{job.name} gave no ruling: {calls.num_failed} calls failed, {calls.failures[reason]} by {reason} "
-            f"({calls.examples[reason]}); the same command asks again"
-        )
+    require_some_ruling(job.name, measures, calls)
     notices = list(job.notices)
     if calls.num_failed:
         notices.append(

@@ -28,6 +28,7 @@ from mrpo.calibration.calls import CallSummary
 from mrpo.calibration.comparison import Comparison
 from mrpo.calibration.consistency import Consistency, consistency
 from mrpo.calibration.labels import LabelledCompletion, Mark
+from mrpo.errors import JudgeUnavailableError
 from mrpo.eval.intervals import Interval
 from mrpo.types import Verdicts
 
@@ -148,6 +149,20 @@ def measure(completions: Sequence[LabelledCompletion], asked: Sequence[Asked], *
         judge_and_annotators=judge_and_annotators(completions, first, seed=seed) if annotators else [],
         disagreements=_disagreements(completions, first),
     )
+
+
+def require_some_ruling(judge: str, measures: Measures, calls: CallSummary) -> None:
+    """Refuse to report on a judge that ruled on nothing.
+
+    Raises:
+        JudgeUnavailableError: every first asking failed; the message has the most frequent reason.
+    """
+    if measures.num_unjudged == measures.labels.num_completions:
+        reason = next(iter(calls.failures))
+        raise JudgeUnavailableError(
+            f"{judge} gave no ruling: {calls.num_failed} calls failed, {calls.failures[reason]} by {reason} "
+            f"({calls.examples[reason]}); the same command asks again"
+        )
 
 
 def _disagreements(completions: Sequence[LabelledCompletion], rulings: Sequence[Verdicts | None]) -> list[Disagreement]:

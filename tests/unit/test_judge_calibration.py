@@ -22,12 +22,19 @@ from mrpo.calibration.consistency import consistency
 from mrpo.calibration.folder import CheckFolder, differences, read_earlier
 from mrpo.calibration.kappa import Weights, cohen_kappa, table_under_flips
 from mrpo.calibration.labels import LabelledCompletion, Mark, digest_of_labels, read_labels
-from mrpo.calibration.measure import CheckResult, Measures, first_rulings, measure, rulings_by_asking
+from mrpo.calibration.measure import (
+    CheckResult,
+    Measures,
+    first_rulings,
+    measure,
+    require_some_ruling,
+    rulings_by_asking,
+)
 from mrpo.calibration.noise import NoisyJudge
 from mrpo.calibration.phantom_labels import PHANTOM_LABELS
 from mrpo.calibration.resampling import weighted_kappa
 from mrpo.calibration.rulings import RecordedJudge, RulingFile, read_rulings
-from mrpo.errors import ConfigError, DataError
+from mrpo.errors import ConfigError, DataError, JudgeUnavailableError
 from mrpo.phantom.language import rule_steps
 from mrpo.report.judge_check import place_errors, render_judge_check
 from mrpo.types import (
@@ -180,6 +187,14 @@ def test_a_failed_call_is_no_wrong_verdict(phantoms: list[LabelledCompletion]) -
     assert (calls.failures, calls.examples, calls.num_failed) == ({"timeout": 1}, {"timeout": "too slow"}, 1)
     assert calls.prompt_tokens == 10 * len(asked)
     assert set(calls.latency_s.values()) == {0.5}
+
+
+def test_a_judge_that_never_rules_is_an_error_with_its_reason(phantoms: list[LabelledCompletion]) -> None:
+    judge = FunctionJudge(lambda request: JudgeFailure(reason=FailureReason.REFUSED, detail="not allowed"))
+    found, asked = check(judge, phantoms[:2], repeats=1, orders=0)
+    calls = call_summary([item.judgement for item in asked], cost=None)
+    with pytest.raises(JudgeUnavailableError, match=r"it gave no ruling: 2 calls failed, 2 by refused \(not allowed\)"):
+        require_some_ruling("it", found, calls)
 
 
 def test_split_labels_are_in_no_agreement() -> None:
