@@ -47,6 +47,9 @@ sft: setup ## supervised training on gold rationales; EXP=<as for train>, ARGS="
 plan: setup ## who sits where and what memory a run needs, without a GPU or a download; EXP=internvl3 ARGS="cluster=4x_gpu"
 	@$(BIN)/python -m mrpo.plan $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
 
+judge-cost: setup ## what the judge of a run will cost, before it is asked; EXP=internvl3 ARGS="judge.model=<name> judge.prices=..." (docs/judge.md)
+	@$(BIN)/python -m mrpo.judge_cost $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
+
 ablation: setup ## train the variants of a study and tabulate them; ARGS="study=smoke" (conf/ablation, docs/ablation.md)
 	@$(BIN)/python -m mrpo.ablation $(OVERRIDES)
 

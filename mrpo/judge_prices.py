@@ -48,6 +48,11 @@ def models_of(judge: JudgeConfig) -> list[str]:
     return list(dict.fromkeys(endpoint.model for endpoint in endpoints_of(judge)))
 
 
+def price_example(model: str) -> str:
+    """A price as an argument, quoted for a shell, also within ARGS="…"."""
+    return f"'judge.prices={{{model}:{{prompt:0.4,completion:1.6,cached_prompt:0.1}}}}'"
+
+
 def require_prices(judge: JudgeConfig) -> None:
     """A budget of money needs to know what each model costs.
 
@@ -66,6 +71,5 @@ def require_prices(judge: JudgeConfig) -> None:
             known = f" (prices are set for: {', '.join(sorted(judge.prices))})" if judge.prices else ""
             raise ConfigError(
                 f"judge.max_cost={judge.max_cost:.12g} needs a price of {model} in judge.prices{known}; set e.g. "
-                f"judge.prices={{{model}:{{prompt:0.4,completion:1.6,cached_prompt:0.1}}}}, per million "
-                "tokens, or leave judge.max_cost out"
+                f"{price_example(model)}, per million tokens, or leave judge.max_cost out"
             )

@@ -215,7 +215,7 @@ ENDPOINT = ["judge=openai_compatible", "judge.url=http://here/v1", "judge.model=
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        (ENDPOINT, r"judge\.max_cost=5 needs a price of lab/judge-4\.1 in judge\.prices; set e\.g\. judge\.prices="),
+        (ENDPOINT, r"judge\.max_cost=5 needs a price of lab/judge-4\.1 in judge\.prices; set e\.g\. 'judge\.prices="),
         ([*ENDPOINT, "judge.prices={other:{prompt:1,completion:2}}"], r"prices are set for: other"),
         (["judge=oracle"], "needs a price of oracle"),
     ],
@@ -224,7 +224,7 @@ ENDPOINT = ["judge=openai_compatible", "judge.url=http://here/v1", "judge.model=
 def test_a_budget_of_money_without_a_price_is_refused_before_anything_starts(overrides: list[str], match: str) -> None:
     with pytest.raises(ConfigError, match=match) as caught:
         compose_config([*overrides, "judge.max_cost=5"])
-    (setting,) = re.findall(r"judge\.prices=\S+}}", str(caught.value))
+    (setting,) = re.findall(r"'(judge\.prices=\S+)'", str(caught.value))
     config = compose_config([*overrides, "judge.max_cost=5", setting])
     assert list(config.judge.prices.values())[-1] == PriceConfig(prompt=0.4, completion=1.6, cached_prompt=0.1)
 

@@ -1,0 +1,1 @@
+"""What the judge of a run will cost, before the run."""
