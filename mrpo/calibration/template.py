@@ -19,6 +19,7 @@ from mrpo.errors import ConfigError, DataError
 from mrpo.eval.generations import read_generations
 from mrpo.eval.questions import load_question_sets
 from mrpo.eval.store import RESULTS_FILE
+from mrpo.families import FAMILIES
 from mrpo.rows import read_rows
 from mrpo.run_reading import list_evaluations, list_rollouts
 from mrpo.steps import split_steps
@@ -167,8 +168,8 @@ def _of_example(example: Example, steps: Sequence[str]) -> dict[str, Any]:
 
 
 def _steps_of(output: str) -> list[str]:
-    """Of an output with either think tag."""
-    for tag in ("think", "thinking"):
+    """Of an output of any family."""
+    for tag in sorted({family.think_tag for family in FAMILIES.values()}):
         steps = split_steps(output, think_tag=tag)
         if steps:
             return [step.text for step in steps]
