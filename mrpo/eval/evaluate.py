@@ -50,7 +50,7 @@ async def evaluate(
     found = store.rows
     examples = {example.id: example for example in questions}
     lacking = [row for row in unrated(list(found.values())) if row.prompt_id in examples]
-    due = [example for example in questions if example.id not in found]
+    due = by_image([example for example in questions if example.id not in found])
     done = len(questions) - len(due) - len(lacking)
     on_progress(done, len(questions))
     watch = _JudgeWatch(max_failure_share)
@@ -75,6 +75,18 @@ async def evaluate(
             watch.see(rows)  # a few questions on which the judge always fails must not keep the others from a page
     measured = store.rows
     return [measured[example.id] for example in questions]
+
+
+def by_image(questions: Sequence[Example]) -> list[Example]:
+    """The questions of an image one after the other, images in the order in which they come first.
+
+    Engine and judge keep what prompts have in common, and the image is most of it; asked far apart, it is computed
+    again for every question.
+    """
+    images: dict[str, list[Example]] = {}
+    for example in questions:
+        images.setdefault(example.image, []).append(example)
+    return [example for group in images.values() for example in group]
 
 
 def unrated(rows: Sequence[TraceRow]) -> list[TraceRow]:
