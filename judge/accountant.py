@@ -133,7 +133,7 @@ class Accountant:
         if named:
             self._estimated += len(named) * (lease.prompt_tokens + lease.reply_tokens)
             self._counted += sum((item.prompt_tokens or 0) + (item.completion_tokens or 0) for item in named)
-        if replied and not named:
+        if replied and requests and not named:  # a call that is too large to be sent takes nothing
             model = requests[-1].model
             spent[model] += Spending(
                 prompt_tokens=lease.prompt_tokens, completion_tokens=lease.reply_tokens, estimated_requests=1
