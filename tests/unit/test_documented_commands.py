@@ -8,12 +8,14 @@ import shlex
 import pytest
 
 from mrpo.compose import compose_config
+from mrpo.judge_cost.__main__ import configure as costed
+from mrpo.judge_cost.__main__ import require_priced
 from mrpo.plan.__main__ import configure as planned
 from mrpo.sft.settings import DEFAULTS, supervised
 from tests.locations import REPOSITORY
 
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
-RUNS = ("train", "sft", "plan")
+RUNS = ("train", "sft", "plan", "judge-cost")
 JUDGE = "judge.url=http://host:8000/v1 judge.model=judge"
 STANDS_FOR = {  # what a reader fills in; a form with blanks inside must go before the words are split
     "<experiment>": "qwen3_vl",
@@ -53,6 +55,8 @@ def test_a_documented_command_composes(page: str, command: str) -> None:
         compose_config([*DEFAULTS, *overrides], adjust=supervised)
     elif command.startswith("make plan"):
         planned(overrides)
+    elif command.startswith("make judge-cost"):
+        require_priced(costed(overrides)[0])
     else:
         compose_config(overrides)
 
