@@ -53,6 +53,7 @@ def test_what_must_not_be_sent_out(data: Example) -> None:
     require_judge_allowed([data], replace(OUTSIDE, on_premises=True))
     require_judge_allowed([data], replace(OUTSIDE, url="http://127.0.0.1:8000/v1"))
     require_judge_allowed([data], JudgeConfig(kind=JudgeKind.LEXICAL))
+    require_judge_allowed([data], JudgeConfig(kind=JudgeKind.VLLM))  # served for the run, on its machines
 
 
 @pytest.mark.parametrize(
