@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ class LearnerActor:
         self._rank: Any = None
         self._sender: Any = None
         self._supervision: Any = None
-        self._shares_gpu = False
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this rank's host, where the group may meet."""
@@ -42,13 +42,13 @@ class LearnerActor:
         device = join_group(
             rank=self._rank_number, world_size=world_size, address=address, port=port, device=self._spec.device
         )
-        self._rank = build_rank(self._spec, rank=self._rank_number, world_size=world_size, device=device)
+        with self._leaving_gpu_memory():
+            self._rank = build_rank(self._spec, rank=self._rank_number, world_size=world_size, device=device)
 
     def connect(self, engines: Sequence[Any], kind: WeightTransfer, ranks_per_engine: int) -> None:
         """Meet the engines that will receive weights."""
         from learner.weight_sync import RayWeightSyncClient, make_sender
 
-        self._shares_gpu = kind == WeightTransfer.IPC
         client, lora = RayWeightSyncClient(engines, ranks_per_engine=ranks_per_engine), self._spec.lora
         if lora.r and lora.to_engines == LoraTransfer.ADAPTER:
             from learner.adapter_sender import AdapterSender
@@ -68,22 +68,20 @@ class LearnerActor:
         """See `learner.step.train_step`."""
         from learner.step import train_step
 
-        stats = train_step(self._rank, samples, progress=progress)
-        if self._shares_gpu:
-            import torch
-
-            torch.cuda.empty_cache()  # else the memory of the step's activations would stay here, and the engine asleep
-        return stats
+        with self._leaving_gpu_memory():
+            return train_step(self._rank, samples, progress=progress)
 
     def score(self, samples: Sequence[ScoreSample]) -> dict[int, list[float]]:
         """See `learner.step.score`."""
         from learner.step import score
 
-        return score(self._rank, samples)
+        with self._leaving_gpu_memory():
+            return score(self._rank, samples)
 
     def warm_start(self, examples: Sequence[SftSample], num_steps: int, batch_size: int, lr: float, seed: int) -> Any:
         """See `learner.sft.Supervision.warm_start`."""
-        return self._supervised().warm_start(examples, num_steps=num_steps, batch_size=batch_size, lr=lr, seed=seed)
+        with self._leaving_gpu_memory():
+            return self._supervised().warm_start(examples, num_steps=num_steps, batch_size=batch_size, lr=lr, seed=seed)
 
     def sft_step(self, examples: Sequence[SftSample], num_steps: int, lr: float, warmup_share: float) -> LearnStats:
         """See `learner.sft.Supervision.step`."""
@@ -106,19 +104,22 @@ class LearnerActor:
     def publish(self) -> Any:
         """Send the weights; see `learner.weight_sync`."""
         assert self._sender is not None, "connect() comes before publish()"
-        return self._sender.send()
+        with self._leaving_gpu_memory():
+            return self._sender.send()
 
     def save(self, folder: str) -> None:
         """See `learner.checkpoint.save`."""
         from learner.checkpoint import save
 
-        save(self._rank, Path(folder))
+        with self._leaving_gpu_memory():
+            save(self._rank, Path(folder))
 
     def load(self, folder: str) -> None:
         """See `learner.checkpoint.load`."""
         from learner.checkpoint import load
 
-        load(self._rank, Path(folder))
+        with self._leaving_gpu_memory():
+            load(self._rank, Path(folder))
 
     def close(self) -> None:
         """Give back shared memory and leave the group."""
@@ -128,3 +129,14 @@ class LearnerActor:
             self._sender.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    @contextmanager
+    def _leaving_gpu_memory(self) -> Iterator[None]:
+        """Free what PyTorch keeps for later: an engine on the same GPU wakes, or is awake, and cannot use it."""
+        try:
+            yield
+        finally:
+            if self._spec.shares_gpu:
+                import torch
+
+                torch.cuda.empty_cache()

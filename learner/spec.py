@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrpo.choices import Device
+from mrpo.choices import Device, Placement
 from mrpo.config import Config, LearnerConfig, LoraConfig, LossConfig
 
 
@@ -22,6 +22,7 @@ class LearnerSpec:
     max_tiles: int | None = None  # as `model.max_tiles`
     freeze_vision_tower: bool = False
     freeze_projector: bool = False
+    shares_gpu: bool = False  # with an engine, in turns
     terse: bool = False  # how `sft` writes its prompts
 
 
@@ -38,5 +39,6 @@ def spec_of(config: Config, model_folder: str) -> LearnerSpec:
         freeze_vision_tower=config.model.freeze_vision_tower,
         freeze_projector=config.model.freeze_projector,
         lora=config.learner.lora,
+        shares_gpu=config.cluster.placement == Placement.COLOCATED,
         terse=config.model.terse_prompt,
     )

@@ -70,6 +70,15 @@ def activations(architecture: Architecture, training: Training, load: Load) -> A
     return Activations(kept=ends + text.layers * text_layer + vision.layers * tower_layer, working=gradient_flow)
 
 
+def scoring_bytes(architecture: Architecture, training: Training, load: Load) -> int:
+    """The most that a forward pass without a backward pass holds, the head apart: one layer at a time."""
+    vision = architecture.vision
+    patches = load.image_tokens * vision.merge**2
+    tower_layer = _vision_layer(architecture, training) * (patches + _class_tokens(vision, patches))
+    text_layer = _text_layer(architecture.text, training) * load.tokens
+    return _ends(architecture, training, load, patches) + max(text_layer, tower_layer)
+
+
 def _class_tokens(vision: VisionSizes, patches: int) -> int:
     """One a tile, where images are cut into tiles."""
     return 0 if vision.tile is None else patches // (vision.tile // vision.patch) ** 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mrpo.choices import Attention, Dtype
 from mrpo.config import LearnerConfig
-from mrpo.plan.activations import FLOAT32, Activations, Load, Training, activations, logits_bytes
+from mrpo.plan.activations import FLOAT32, SLICES, Activations, Load, Training, activations, logits_bytes, scoring_bytes
 from mrpo.plan.architecture import Architecture
 from mrpo.plan.memory import GIB, MIB, Memory, Part, largest
 from mrpo.plan.parameters import ParameterCounts, count
@@ -46,7 +46,10 @@ class RankMemory:
     resting: Memory  # on its device, between steps
     learning: Memory  # the most of a step
     publishing: Memory  # the most while weights are sent
+    scoring: Memory  # the most of a forward pass alone, as at the parity gate
+    saving: Memory  # the most while a checkpoint is written
     host: Memory  # in main memory, where the device is a GPU
+    largest_tensor: int  # bytes
     counts: ParameterCounts
     activations: Activations
 
@@ -131,7 +134,11 @@ def rank_memory(architecture: Architecture, settings: RankSettings) -> RankMemor
             _update(settings, training, trained, resting),
         ),
         publishing=_publish(settings, training, counts, resting),
+        scoring=_score(architecture, settings, training, counts, resting),
+        # One tensor at a time is gathered in float32: a master weight or a moment.
+        saving=resting.plus("saving", buffers=FLOAT32 * counts.largest),
         host=host,
+        largest_tensor=largest_tensor,
         counts=counts,
         activations=kept,
     )
@@ -167,9 +174,7 @@ def _backward(
     if stage in (1, 2):
         overlapping = settings.on_gpu and stage == 2
         buffers = settings.bucket_elements * element * (2 if overlapping else 1)
-    # Alone, a rank's partition is the weight; gathering copies only what others hold, or what lies in main memory.
-    gathers = stage == 3 and (settings.num_ranks > 1 or learner.cpu_offload)
-    gathered = min(counts.total, LIVE_ELEMENTS) * element if gathers else 0
+    gathered = _gathered(settings, training, counts)
     logits = logits_bytes(
         architecture,
         settings.load,
@@ -190,6 +195,33 @@ def _backward(
         buffers=buffers + gathered,
     )
     return at_head, at_layer
+
+
+def _gathered(settings: RankSettings, training: Training, counts: ParameterCounts) -> int:
+    """Weights that ZeRO-3 makes whole for a pass.
+
+    Alone, a rank's partition is the weight; gathering copies only what others hold, or what lies in main memory.
+    """
+    gathers = settings.learner.zero_stage == 3 and (settings.num_ranks > 1 or settings.learner.cpu_offload)
+    return min(counts.total, LIVE_ELEMENTS) * training.element if gathers else 0
+
+
+def _score(
+    architecture: Architecture,
+    settings: RankSettings,
+    training: Training,
+    counts: ParameterCounts,
+    resting: Memory,
+) -> Memory:
+    """A full micro-batch forward."""
+    tokens = min(settings.load.completion_tokens, settings.learner.logprob_chunk_tokens)
+    logits = tokens * architecture.text.vocabulary
+    return resting.plus(
+        "scoring",
+        activations=scoring_bytes(architecture, training, settings.load),
+        logits=logits * training.element + 2 * logits * FLOAT32 // SLICES,
+        buffers=_gathered(settings, training, counts),
+    )
 
 
 def _update(settings: RankSettings, training: Training, trained: int, resting: Memory) -> Memory:

@@ -12,7 +12,7 @@ from mrpo.plan.architecture import Architecture, architecture_of
 from mrpo.plan.engine_memory import PROCESS_BYTES, EngineMemory, engine_memory
 from mrpo.plan.judge_memory import judge_memory
 from mrpo.plan.learner_memory import RankMemory, RankSettings, rank_memory
-from mrpo.plan.memory import GIB, Memory, Part, largest
+from mrpo.plan.memory import GIB, MIB, Memory, Part, largest
 from mrpo.plan.workload import Workload, workload_of
 
 USABLE = 0.95  # of a GPU's memory: the rest is lost between blocks, and a driver keeps some
@@ -152,17 +152,27 @@ def _cache_shortage(config: Config, engine: EngineMemory) -> str:
 def _shared(
     config: Config, layout: Layout, rank: RankMemory, engine: EngineMemory, *, limit: int, shortage: str
 ) -> tuple[Place, Place]:
-    """Both moments of a GPU that engine and rank take in turns: weights are sent while the cache is still away."""
+    """Both halves of a step on a GPU that engine and rank take in turns.
+
+    Beside an engine that is awake the rank rests, scores (parity, probe) or saves. Weights are sent while the cache is
+    still away, through buffers that hold the largest tensor.
+    """
     share = max(engine.awake.total, int(config.rollout.gpu_memory_utilization * config.cluster.gpu_memory_gib * GIB))
     weights = engine.awake.parts[Part.WEIGHTS]
-    sampling = rank.resting.plus("sampling, learner at rest", engine=share)
+    awake = largest(
+        rank.resting.plus("sampling, learner at rest", engine=share),
+        rank.scoring.plus("scoring, engine awake", engine=share),
+        rank.saving.plus("saving, engine awake", engine=share),
+    )
+    bucket = int(config.learner.bucket_mib * MIB)
+    mapped = 2 * max(0, rank.largest_tensor - bucket)
     learning = largest(
         rank.learning.plus(f"{rank.learning.phase}, engine asleep", engine=engine.asleep),
-        rank.publishing.plus("sending weights, cache asleep", engine=engine.asleep + weights),
+        rank.publishing.plus("sending weights, cache asleep", engine=engine.asleep + weights, buffers=mapped),
     )
     number = sum(gpu.rank is not None for gpu in layout.gpus)
     return (
-        Place(name="shared GPU, sampling", number=number, memory=sampling, limit=limit, shortage=shortage),
+        Place(name="shared GPU, sampling", number=number, memory=awake, limit=limit, shortage=shortage),
         Place(name="shared GPU, learning", number=number, memory=learning, limit=limit),
     )
 

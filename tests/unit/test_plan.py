@@ -171,6 +171,23 @@ def test_every_recipe_has_a_plan_on_every_machine(experiment: str, cluster: str)
         assert make_plan(with_overrides(config, remedy.overrides)).fits
 
 
+def test_a_shared_gpu_has_room_for_scoring_and_saving_beside_an_engine_that_is_awake() -> None:
+    """The parity gate, the probe and a checkpoint come while the engine holds its share."""
+    plan = make_plan(recipe("internvl3", "cluster=8x_gpu_colocated"))
+    sampling, _, _ = plan.places
+    share = int(plan.config.rollout.gpu_memory_utilization * 80 * GIB)
+    moments = {memory.phase: memory.total for memory in (plan.rank.resting, plan.rank.scoring, plan.rank.saving)}
+    assert sampling.memory.total == share + max(moments.values()) > share + moments["between steps"]
+    assert sampling.memory.phase == f"{max(moments, key=moments.__getitem__)}, engine awake"
+    # A master weight or a moment of the largest tensor, which is the embedding: 151,674 tokens of 3,584 numbers.
+    assert moments["saving"] - moments["between steps"] == 4 * 151_674 * 3_584
+    # One chunk of 2,048 tokens' logits in bfloat16, two float32 copies of a sixteenth of it; weights on their way.
+    scoring = plan.rank.scoring.parts
+    assert scoring[Part.LOGITS] == 2_048 * 151_674 * 2 + 2 * (2_048 * 151_674 * 4 // 16)
+    assert scoring[Part.BUFFERS] == plan.rank.resting.parts[Part.BUFFERS] + 2 * 10**9
+    assert 0 < scoring[Part.ACTIVATIONS] < plan.rank.learning.parts[Part.ACTIVATIONS]
+
+
 @pytest.mark.parametrize("experiment", REAL)
 @pytest.mark.parametrize(
     "overrides",
