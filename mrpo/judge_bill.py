@@ -36,10 +36,15 @@ def bills_by_model(spent: Mapping[str, Spending], prices: Mapping[str, PriceConf
 
 def budget_text(spent: Mapping[str, Spending], judge: JudgeConfig) -> str:
     """`10.4 % of judge.max_requests=1000`, of each budget that is set; empty where none is."""
-    total, cost = sum_of(spent), total_cost(spent, judge.prices) or 0.0
+    return ", ".join(f"{taken / limit:.1%} of {name}={limit:.12g}" for name, limit, taken in limits_of(spent, judge))
+
+
+def limits_of(spent: Mapping[str, Spending], judge: JudgeConfig) -> list[tuple[str, float, float]]:
+    """Setting, limit and what of it is spent, of each budget that is set."""
+    total = sum_of(spent)
     limits = (
-        ("max_requests", judge.max_requests, total.requests),
-        ("max_tokens", judge.max_tokens, total.tokens),
-        ("max_cost", judge.max_cost, cost),
+        ("judge.max_requests", judge.max_requests, total.requests),
+        ("judge.max_tokens", judge.max_tokens, total.tokens),
+        ("judge.max_cost", judge.max_cost, total_cost(spent, judge.prices) or 0.0),
     )
-    return ", ".join(f"{taken / limit:.1%} of judge.{name}={limit:.12g}" for name, limit, taken in limits if limit)
+    return [(name, limit, taken) for name, limit, taken in limits if limit is not None]

@@ -5,9 +5,12 @@ learned from it or counted for it, so the job ends, and goes on with a larger bu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from mrpo.config import JudgeConfig
 from mrpo.errors import JudgeBudgetError
+from mrpo.judge_bill import limits_of
+from mrpo.judge_spending import Spending, sum_of
 from mrpo.scoring import Trace
 from mrpo.trace_row import TraceRow
 from mrpo.types import FailureReason, JudgeFailure
@@ -36,6 +39,20 @@ def require_budget_of_rows(rows: Sequence[TraceRow]) -> None:
     for row in rows:
         _require(row.judge_failure, row.judge_detail)
         _require(row.answer_judge_failure, row.answer_judge_detail)
+
+
+def require_some_left(spent: Mapping[str, Spending], judge: JudgeConfig) -> None:
+    """Check that a job which goes on may pay for one request at least, by what one took so far.
+
+    Raises:
+        JudgeBudgetError: it may not.
+    """
+    requests = sum_of(spent).requests
+    for name, limit, taken in limits_of(spent, judge):
+        if requests and limit - taken < taken / requests:
+            raise JudgeBudgetError(
+                f"the run's budget for the judge is spent ({name}={limit:.12g}: {taken:,.12g} spent)"
+            )
 
 
 def larger(error: JudgeBudgetError) -> str:

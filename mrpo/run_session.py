@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from mrpo.command_line import INTERRUPTED
-from mrpo.config import Config, PriceConfig, plain
+from mrpo.config import Config, JudgeConfig, PriceConfig, plain
 from mrpo.console import Console
 from mrpo.controller import StopRequested
 from mrpo.errors import JudgeBudgetError, MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.judge_bill import bill_text
 from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger, read_spending
-from mrpo.judge_stop import larger
+from mrpo.judge_stop import larger, require_some_left
 from mrpo.report.render import write_report
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
@@ -48,11 +48,12 @@ def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console) -> Ch
     return checkpoint
 
 
-def judge_ledger(run: RunFolder) -> SpendingLedger:
+def judge_ledger(run: RunFolder, judge: JudgeConfig) -> SpendingLedger:
     """What the run has spent on its judge; a run begun without such a record is known by its requests alone.
 
     Raises:
         DataError: the record is damaged.
+        JudgeBudgetError: nothing is left; said before engines start.
     """
     path = run.path / SPENDING_FILE
     is_new = not path.exists()
@@ -62,6 +63,7 @@ def judge_ledger(run: RunFolder) -> SpendingLedger:
     requests = sum((row.judge_attempts or 0) + (row.answer_judge_attempts or 0) for row in rows)
     if requests:
         ledger.add({UNKNOWN_MODEL: Spending(requests=requests)})
+    require_some_left(ledger.spent, judge)
     return ledger
 
 

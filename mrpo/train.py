@@ -132,7 +132,7 @@ class _Run:
             self.console,
             model_folder=self.model_folder,
             similarity=self.similarity,
-            judge_ledger=judge_ledger(run),
+            judge_ledger=judge_ledger(run, self.config.judge),
             log_dir=log_dir,
             after_ray=self.signals.catch,
             on_judge_event=partial(run.event, level=logging.WARNING),

@@ -185,7 +185,7 @@ class _Run:
             self.console,
             model_folder=folder,
             similarity=self.similarity,
-            judge_ledger=judge_ledger(run),
+            judge_ledger=judge_ledger(run, self.config.judge),
             log_dir=run.path / "logs",
             after_ray=self.signals.catch,
             on_judge_event=partial(run.event, level=logging.WARNING),

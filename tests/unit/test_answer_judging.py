@@ -138,7 +138,7 @@ def test_a_failed_answer_judgement_ends_the_run_under_fail(tmp_path: Path) -> No
 def test_a_completion_without_one_of_its_rulings_has_failed(tmp_path: Path) -> None:
     """All 8 answers of 16 calls failed: these are all completions of the step."""
     world = make_world(tmp_path, answers_judged(judge={"max_failure_share": 0.99}))
-    world.judge.failing_answers = lambda request: FailureReason.BUDGET
+    world.judge.failing_answers = lambda request: FailureReason.REFUSED
     with pytest.raises(JudgeUnavailableError, match="the judge failed on 8 of 8 completions of step 1"):
         world.run()
 
@@ -176,11 +176,11 @@ def test_the_rows_count_every_request_for_a_run_without_a_ledger(tmp_path: Path)
         world.judge.failing_answers = first_of_training
         world.run()
         assert (
-            judge_ledger(run).total.requests
+            judge_ledger(run, config.judge).total.requests
             == len(world.judge.calls) + len(world.judge.answer_calls)
             == 2 * (3 + 2 * G)
         )
-        assert judge_ledger(run).total.requests == 2 * (3 + 2 * G), "counted twice once it has one"
+        assert judge_ledger(run, config.judge).total.requests == 2 * (3 + 2 * G), "counted twice once it has one"
         rows = read_rows(run.path / "rollouts" / "step_00001.parquet")
     failed = [row for row in rows if row.sample_index == 0]
     assert {(row.answer_judge_failure, row.answer_judge_detail) for row in failed} == {("timeout", "as told")}

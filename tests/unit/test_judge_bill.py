@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mrpo.config import JudgeConfig, PriceConfig
+from mrpo.errors import JudgeBudgetError
 from mrpo.judge_bill import bill_text, bills_by_model, budget_text
 from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger
+from mrpo.judge_stop import larger, require_some_left
 from mrpo.report.facts import counts
 from mrpo.report.load import load_run
 from mrpo.report.render import write_report
@@ -62,3 +65,26 @@ def test_the_report_has_the_bill_and_what_was_known_from_before(tmp_path: Path) 
     assert facts["kept rulings in trouble (asked for again)"] == "1 damaged"
     run.close()
     assert "1,040 requests" in write_report(run.path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("limits", "setting"),
+    [
+        ({"max_requests": 1041}, None),
+        ({"max_requests": 1040}, "judge.max_requests=1040: 1,040 spent"),
+        ({"max_tokens": 751_000}, None),  # one request took 721 so far
+        ({"max_tokens": 750_500}, "judge.max_tokens=750500: 750,000 spent"),
+        ({"max_requests": 5000, "max_cost": 1.2005}, "judge.max_cost=1.2005: 1.2 spent"),
+    ],
+    ids=str,
+)
+def test_a_run_is_not_gone_on_with_where_nothing_is_left(limits: dict[str, Any], setting: str | None) -> None:
+    judge = JudgeConfig(prices=PRICES, **limits)
+    require_some_left({}, judge)
+    if setting is None:
+        require_some_left(SPENT, judge)
+    else:
+        with pytest.raises(JudgeBudgetError) as caught:
+            require_some_left(SPENT, judge)
+        assert setting in str(caught.value)
+        assert larger(caught.value) == f"{setting.partition('=')[0]}=<more>"
