@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from judge.accounting import Served
+from judge.actor_link import ActorLink
 from judge.availability import Event, Held
 from judge.limiter import RateLimiter, RemoteLimiter, split_concurrency
 from judge.worker import JudgeWorker
@@ -19,14 +19,7 @@ from mrpo.config import JudgeConfig
 from mrpo.errors import MRPOError
 from mrpo.types import AnswerRequest, JudgeRequest
 
-logger = logging.getLogger(__name__)
-
 ACTOR_CPUS = 0  # judge actors wait on the network, and must find a place where engines and learner hold every core
-REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
-
-
-class ActorLost(Exception):
-    """The actor that had a call died or cannot be reached; what it sent is not known."""
 
 
 class NoActor(Exception):
@@ -37,7 +30,7 @@ class JudgeActors:
     """The actors of one pool. Ray must be running; use it from one event loop."""
 
     def __init__(
-        self, config: JudgeConfig, *, on_event: Callable[[Event], None], open_now: Callable[[], list[int]]
+        self, config: JudgeConfig, *, on_event: Callable[[Event], None], open_now: Callable[[], Sequence[int]]
     ) -> None:
         """Create the actors; they come up while other parts start.
 
@@ -51,7 +44,8 @@ class JudgeActors:
         """
         self._config = config
         self._on_event = on_event
-        self._open_now = open_now
+        self._some_up = asyncio.Event()
+        self._is_closed = False
         shares = split_concurrency(config)
         name = f"judge-{secrets.token_hex(3)}"  # several pools may share a cluster
         self._limiter = None
@@ -63,16 +57,19 @@ class JudgeActors:
                 requests_per_minute=config.requests_per_minute,
                 tokens_per_minute=config.tokens_per_minute,
             )
-        limiter = RemoteLimiter(f"{name}-limiter") if self._limiter is not None else None
-        self._actors = [
-            _spawn(JudgeWorker, f"{name}-{index}", config, retries=0, concurrency=share, limiter=limiter)
+        limiter = None
+        if self._limiter is not None:
+            limiter = RemoteLimiter(f"{name}-limiter", counts_tokens=config.tokens_per_minute is not None)
+        self._links = [
+            ActorLink(
+                _spawn(JudgeWorker, f"{name}-{index}", config, retries=0, concurrency=share, limiter=limiter),
+                f"judge actor {index}",
+                on_event=self._hear,
+                on_up=self._some_up.set,
+                open_now=open_now,
+            )
             for index, share in enumerate(shares)
         ]
-        self._in_flight = [0] * len(self._actors)
-        self._up = set(range(len(self._actors)))
-        self._some_up = asyncio.Event()
-        self._some_up.set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> list[list[bool]]:
         """Wait until every actor is up; per actor, whether it has the key of each endpoint.
@@ -81,108 +78,62 @@ class JudgeActors:
             ConfigError: an actor cannot read a key.
         """
         try:
-            keys = await asyncio.gather(*(actor.has_keys.remote() for actor in self._actors))
+            keys = await asyncio.gather(*(link.actor.has_keys.remote() for link in self._links))
         except RayTaskError as error:
             raise _own(error) from None
-        for index in range(len(self._actors)):
-            self._begin(self._listen(index))
+        await asyncio.gather(*(link.start() for link in self._links))
         return list(keys)
 
     async def rule(self, request: JudgeRequest | AnswerRequest, max_attempts: int, trial: int | None) -> Served:
-        """Hand a call to the actor with the fewest in flight.
+        """Hand a call to the actor that has the fewest.
 
         Raises:
             DataError: the image cannot be read.
             ActorLost: it died meanwhile.
             NoActor: none is up.
         """
-        index = await self._least_busy()
-        self._in_flight[index] += 1
-        call = self._actors[index].rule.remote(request, max_attempts, trial)
-        try:
-            served: Served = await call
-            return served
-        except asyncio.CancelledError:
-            ray.cancel(call)
-            raise
-        except RayActorError as error:
-            self._set_aside(index)
-            detail = f"judge actor {index} was lost: {type(error).__name__}"
-            logger.warning("%s, while it judged %s", detail, request.key)
-            raise ActorLost(detail) from None
-        except RayTaskError as error:
-            raise _own(error) from None
-        finally:
-            self._in_flight[index] -= 1
+        link = await self._least_busy()
+        return await link.rule(request, max_attempts, trial)
 
     def set_open(self, endpoint: int, is_open: bool) -> None:
         """Open or close an endpoint's circuit in every actor."""
-        for index in self._up:
-            self._actors[index].set_open.remote(endpoint, is_open)
+        for link in self._up():
+            link.actor.set_open.remote(endpoint, is_open)
 
     def hold(self, endpoint: int, seconds: float) -> None:
         """Have no actor ask an endpoint for so long."""
-        for index in self._up:
-            self._actors[index].hold.remote(endpoint, seconds)
+        for link in self._up():
+            link.actor.hold.remote(endpoint, seconds)
 
     def close(self) -> None:
         """End the actors. Calls in flight end as lost."""
-        for task in self._tasks:
-            task.cancel()
-        for actor in self._actors:
-            ray.kill(actor)
+        self._is_closed = True
+        self._some_up.set()
+        for link in self._links:
+            link.close()
+            ray.kill(link.actor)
         if self._limiter is not None:
             ray.kill(self._limiter)
 
-    async def _least_busy(self) -> int:
+    def _up(self) -> list[ActorLink]:
+        return [link for link in self._links if link.is_up]
+
+    async def _least_busy(self) -> ActorLink:
         try:
             async with asyncio.timeout(self._config.deadline_s):
-                await self._some_up.wait()
+                while not (up := self._up()):
+                    if self._is_closed:
+                        raise NoActor("the judge pool was closed")
+                    self._some_up.clear()
+                    await self._some_up.wait()
         except TimeoutError:
             raise NoActor(f"no judge actor came up within judge.deadline_s={self._config.deadline_s:g}") from None
-        return min(self._up, key=lambda index: self._in_flight[index])
+        return min(up, key=lambda link: link.num_calls)
 
-    def _set_aside(self, index: int) -> None:
-        """Give a lost actor no calls until it answers again: it would fail them at once and so attract them all."""
-        if index not in self._up:
-            return
-        self._up.discard(index)
-        if not self._up:
-            self._some_up.clear()
-        self._begin(self._revive(index))
-
-    async def _revive(self, index: int) -> None:
-        actor = self._actors[index]
-        while True:
-            try:
-                await actor.has_keys.remote()
-                for endpoint in self._open_now():
-                    await actor.set_open.remote(endpoint, True)
-            except RayActorError:
-                await asyncio.sleep(REVIVE_PAUSE_S)
-            else:
-                break
-        self._up.add(index)
-        self._some_up.set()
-        self._begin(self._listen(index))
-
-    async def _listen(self, index: int) -> None:
-        """Take what an actor learns of endpoints, and let the others know of pauses."""
-        while True:
-            try:
-                events: list[Event] = await self._actors[index].events.remote()
-            except RayActorError:
-                self._set_aside(index)
-                return
-            for event in events:
-                if isinstance(event, Held):
-                    self.hold(event.endpoint, event.seconds)
-                self._on_event(event)
-
-    def _begin(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Held):
+            self.hold(event.endpoint, event.seconds)
+        self._on_event(event)
 
 
 def _own(error: RayTaskError) -> BaseException:
@@ -197,6 +148,6 @@ def _spawn(cls: type, name: str, *args: Any, retries: int, **kwargs: Any) -> Any
         num_cpus=ACTOR_CPUS,
         max_restarts=-1,
         max_task_retries=retries,
-        max_concurrency=100_000,  # the client's own bound decides; calls beyond it wait inside the actor
+        max_concurrency=100_000,  # requests for news and turns wait inside the actors
     )
     return actor_class.remote(*args, **kwargs)

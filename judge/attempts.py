@@ -10,7 +10,7 @@ from judge.availability import Availability
 from judge.backoff import pause_s
 from judge.call import Call, Conclusion, Replied, Retryable
 from judge.latencies import Latencies
-from judge.limiter import Limiter, wait_for_rate
+from judge.limiter import Gate, Limiter, Turn
 from judge.reply import Reply, Ruling
 from judge.sender import Sender
 from judge.slots import Slot, Slots, Target
@@ -18,6 +18,7 @@ from mrpo.config import JudgeConfig
 from mrpo.types import FailureReason, JudgeFailure
 
 TRIAL_SHARE = 0.5  # of the deadline that a call spends on an endpoint it only tries, while others work
+TELLING_SHARE = 0.5  # likewise: no reply within less of it says nothing about an endpoint
 HOLD_JITTER_S = 0.25  # calls that waited out a pause return over so long
 
 
@@ -37,9 +38,9 @@ class Attempts:
         self._targets = targets
         self._slots = slots
         self._availability = availability
-        self._limiter = limiter
+        self._gate = Gate(limiter) if limiter is not None else None
         self._latencies = Latencies(config.hedge_percentile)
-        self._sender = Sender(config, targets, availability, self._latencies, limiter)
+        self._sender = Sender(config, targets, availability, self._latencies, self._gate)
         self._rng = random.Random()
 
     async def run(self, call: Call[Ruling]) -> Conclusion[Ruling]:
@@ -113,10 +114,11 @@ class Attempts:
         try:
             if not self._may_ask(call, endpoint):
                 return None
-            await self._wait_for_rate(call, slot, endpoint)
+            turn = await self._wait_for_rate(call, slot, endpoint)
             if not self._may_ask(call, endpoint):
+                await self._pass_on(turn)
                 return None
-            return await self._within_deadline(call, slot, endpoint)
+            return await self._within_deadline(call, slot, endpoint, turn)
         finally:
             self._slots.give_back(slot)
 
@@ -124,14 +126,20 @@ class Attempts:
         is_trial = endpoint == call.trial and not call.requests
         return is_trial or self._availability.may_ask(endpoint)
 
-    async def _wait_for_rate(self, call: Call[Ruling], slot: Slot, endpoint: int) -> None:
+    async def _wait_for_rate(self, call: Call[Ruling], slot: Slot, endpoint: int) -> Turn | None:
         target = self._targets[endpoint]
         call.body(target.model)  # whatever takes time is done before, so that the request leaves at its time
         slot.client(target)
-        if self._limiter is not None:
-            await wait_for_rate(self._limiter, call.estimated_tokens)
+        return await self._gate.enter(call.estimated_tokens) if self._gate is not None else None
 
-    async def _within_deadline(self, call: Call[Ruling], slot: Slot, endpoint: int) -> Replied[Ruling] | Retryable:
+    async def _pass_on(self, turn: Turn | None) -> None:
+        """A turn is not used."""
+        if self._gate is not None and turn is not None:
+            await self._gate.leave(turn, 0)
+
+    async def _within_deadline(
+        self, call: Call[Ruling], slot: Slot, endpoint: int, turn: Turn | None
+    ) -> Replied[Ruling] | Retryable:
         limit_s = call.left_s
         if endpoint == call.trial and self._availability.hold_s() is not None:
             limit_s = min(limit_s, TRIAL_SHARE * self._config.deadline_s)
@@ -140,12 +148,13 @@ class Attempts:
         deadline = asyncio.timeout_at(began + limit_s)
         try:
             async with deadline:
-                return await self._hedged(call, slot, endpoint)
+                return await self._hedged(call, slot, endpoint, turn)
         except TimeoutError:
             if not deadline.expired():
                 raise
             failure = self._timed_out(call, limit_s)
-            self._availability.failed(endpoint, f"no reply within {limit_s:g} s")
+            if limit_s >= TELLING_SHARE * self._config.deadline_s:
+                self._availability.failed(endpoint, f"no reply within {limit_s:g} s")
             return Retryable(failure=failure, endpoint=endpoint)
         finally:
             call.left_s -= clock() - began
@@ -158,13 +167,15 @@ class Attempts:
             detail += f"; before that: {call.failure.detail}"
         return JudgeFailure(reason=FailureReason.TIMEOUT, detail=detail)
 
-    async def _hedged(self, call: Call[Ruling], slot: Slot, endpoint: int) -> Replied[Ruling] | Retryable:
+    async def _hedged(
+        self, call: Call[Ruling], slot: Slot, endpoint: int, turn: Turn | None
+    ) -> Replied[Ruling] | Retryable:
         """Send; where no reply comes in the usual time, send again elsewhere, and take the first that comes."""
         late_after_s = self._latencies.late_after_s((endpoint, call.prompt.schema_name))
         if late_after_s is None or len(call.requests) + 1 >= call.max_requests:
-            return await self._sender.send(call, slot, endpoint)
+            return await self._sender.send(call, slot, endpoint, turn)
         began = asyncio.get_running_loop().time()
-        first = asyncio.create_task(self._sender.send(call, slot, endpoint))
+        first = asyncio.create_task(self._sender.send(call, slot, endpoint, turn))
         running: set[asyncio.Task[Replied[Ruling] | Retryable | None]] = {first}
         try:
             await asyncio.wait(running, timeout=late_after_s)
@@ -172,7 +183,8 @@ class Attempts:
                 running.add(asyncio.create_task(self._second(call, avoid=endpoint)))
             result = await _first_reply(running)
             if not first.done():
-                self._sender.late(call, endpoint, asyncio.get_running_loop().time() - began)
+                took_s = asyncio.get_running_loop().time() - began
+                self._sender.late(call, endpoint, took_s, elsewhere=result.endpoint != endpoint)
             return result
         finally:
             for task in running:
@@ -185,8 +197,11 @@ class Attempts:
             return None
         slot = await self._slots.take(begun=True)
         try:
-            await self._wait_for_rate(call, slot, endpoint)
-            return await self._sender.send(call, slot, endpoint)
+            turn = await self._wait_for_rate(call, slot, endpoint)
+            if not self._availability.may_ask(endpoint):
+                await self._pass_on(turn)
+                return None
+            return await self._sender.send(call, slot, endpoint, turn)
         finally:
             self._slots.give_back(slot)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 LIMITED_IN_A_ROW = 4  # replies of 429 that stand for the endpoint and not for one request: now all wait
+TURNED_AWAY_IN_A_ROW = 20  # after which it is as good as down: calls need not spend their attempts on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +98,10 @@ class Availability:
         state = self._states[index]
         state.failures = 0
         state.limited += 1
-        if asked_s is not None and asked_s > longest_s:
+        if asked_s is not None and (asked_s > longest_s or state.is_open):
             self._open(index, f"HTTP 429, to come back in {asked_s:g} s", for_s=asked_s)
+        elif state.limited >= TURNED_AWAY_IN_A_ROW:
+            self._open(index, f"HTTP 429, {state.limited} times in a row", for_s=asked_s)
         elif asked_s and state.limited >= LIMITED_IN_A_ROW and state.held_until <= self.clock():
             self.hold(index, asked_s)
             self._report(Held(endpoint=index, seconds=asked_s))
@@ -122,7 +125,8 @@ class Availability:
         return events
 
     def _open(self, index: int, reason: str, for_s: float | None = None) -> None:
-        if self.is_watched and not self._states[index].is_open:
+        """An open circuit is reported again where its endpoint asked for a pause."""
+        if self.is_watched and (not self._states[index].is_open or for_s is not None):
             self._states[index].is_open = True
             self._report(Opened(endpoint=index, reason=reason, for_s=for_s))
 

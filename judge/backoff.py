@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from mrpo.config import JudgeConfig
+
+MAX_ASKED_S = 86_400.0  # a day: a longer pause is as good as a mistake
 
 
 def retry_after_s(header: str | None, *, now_s: float) -> float | None:
@@ -19,12 +22,14 @@ def retry_after_s(header: str | None, *, now_s: float) -> float | None:
         return None
     text = header.strip()
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text), MAX_ASKED_S)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, date.timestamp() - now_s)
+    if date.tzinfo is None:  # "-0000": UTC, from a place that is not told
+        date = date.replace(tzinfo=UTC)
+    return min(max(0.0, date.timestamp() - now_s), MAX_ASKED_S)
 
 
 def pause_s(num_failed: int, *, asked_s: float | None, config: JudgeConfig, rng: random.Random) -> float:

@@ -29,6 +29,7 @@ class Replied(Generic[Ruling]):
     """A request that got a reply, or a refusal that would come again."""
 
     reply: Reply[Ruling]
+    endpoint: int
     model: str  # that replied
 
 

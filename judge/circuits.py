@@ -119,6 +119,7 @@ class Circuits:
         """An actor found that an endpoint does not work, or that it wants to be left alone for so long."""
         circuit = self._circuits[endpoint]
         if circuit.is_open:
+            circuit.due_s = max(circuit.due_s, time.monotonic() + (for_s or 0.0))  # it turned a trial away
             return
         cool_down_s = self._config.breaker.cool_down_s
         circuit.is_open, circuit.reason = True, reason
@@ -140,7 +141,7 @@ class Circuits:
             self._close_circuit(endpoint)
         elif passed is not None:
             circuit.pause_s = min(2 * circuit.pause_s, self._config.breaker.cool_down_s)
-            circuit.due_s = time.monotonic() + circuit.pause_s
+            circuit.due_s = max(circuit.due_s, time.monotonic() + circuit.pause_s)
         self._changed.set()
 
     def close(self) -> None:
@@ -170,18 +171,22 @@ class Circuits:
 
     def _begin_outage(self, reason: str) -> None:
         self._out_since = self._counted_until = time.monotonic()
-        policy = "calls fail" if self._config.on_outage == OutagePolicy.FAIL else "calls wait"
-        self._on_event(f"judge down: {reason}; {policy} until it answers (judge.on_outage={self._config.on_outage})")
         if self._tending is None or self._tending.done():
             self._tending = asyncio.get_running_loop().create_task(self._tend())
+        policy = "calls fail" if self._config.on_outage == OutagePolicy.FAIL else "calls wait"
+        self._say(f"judge down: {reason}; {policy} until it answers (judge.on_outage={self._config.on_outage})")
 
     def _end_outage(self) -> None:
         assert self._out_since is not None
         self._count()
         seconds = time.monotonic() - self._out_since
         self._out_since = None
-        self._on_event(f"judge up again after {seconds:.0f} s, {len(self._waiting)} calls go on")
+        self._say(f"judge up again after {seconds:.0f} s, {len(self._waiting)} calls go on")
         self._release(Admission())
+
+    def _say(self, line: str) -> None:
+        """Tell of it later: whoever writes it down may fail, and calls depend on what happens here."""
+        asyncio.get_running_loop().call_soon(self._on_event, line)
 
     async def _tend(self) -> None:
         """During an outage: hand out trials, say how it stands, and give up in the end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from judge.accounting import Served
@@ -98,6 +99,11 @@ class JudgeClient:
     def set_open(self, endpoint: int, is_open: bool) -> None:
         """Open or close an endpoint's circuit."""
         self._availability.set_open(endpoint, is_open)
+
+    def set_all_open(self, endpoints: Sequence[int]) -> None:
+        """Open the circuits of these endpoints and close all others."""
+        for endpoint in range(len(self.has_keys)):
+            self._availability.set_open(endpoint, endpoint in endpoints)
 
     def hold(self, endpoint: int, seconds: float) -> None:
         """Ask an endpoint nothing for so long."""

@@ -13,12 +13,14 @@ from judge.availability import Availability
 from judge.backoff import retry_after_s
 from judge.call import Call, Replied, Retryable
 from judge.latencies import Latencies
-from judge.limiter import Limiter
+from judge.limiter import Gate, Turn
 from judge.reply import Reply, Ruling, parse_response
+from judge.schema import bad_json
 from judge.slots import Slot, Target
 from mrpo.config import JudgeConfig
 from mrpo.types import FailureReason, JudgeFailure
 
+MAX_REPLY_BYTES = 4 * 2**20  # of a response; the longest ruling has some 10 kB
 DETAIL_CHARS = 200  # of an error body, in a failure's detail
 REDACTED = "***"
 
@@ -32,46 +34,71 @@ class Sender:
         targets: Sequence[Target],
         availability: Availability,
         latencies: Latencies,
-        limiter: Limiter | None,
+        gate: Gate | None,
     ) -> None:
         self._config = config
         self._targets = targets
         self._availability = availability
         self._latencies = latencies
-        self._limiter = limiter
+        self._gate = gate
         self._keys = [target.key for target in targets if target.key]
 
-    async def send(self, call: Call[Ruling], slot: Slot, endpoint: int) -> Replied[Ruling] | Retryable:
+    async def send(
+        self, call: Call[Ruling], slot: Slot, endpoint: int, turn: Turn | None
+    ) -> Replied[Ruling] | Retryable:
         """Make one request.
+
+        Args:
+            call: of which it is one.
+            slot: whose connection is used.
+            endpoint: to send to.
+            turn: its place in the rate; None where no rate is limited.
 
         Raises:
             DataError: the image cannot be read.
         """
-        target = self._targets[endpoint]
-        body = call.body(target.model)
-        number = call.begin_request(endpoint, target.model)
-        began_s = time.monotonic()
+        cost: int | None = None
         try:
-            response = await slot.client(target).post(target.url, content=body)
+            number = call.begin_request(endpoint, self._targets[endpoint].model)
+            result = await self._send(call, slot, endpoint, number)
+            if isinstance(result, Replied):
+                made = call.requests[number]
+                # A reply that names no usage: the estimate stands.
+                cost = (made.prompt_tokens or 0) + (made.completion_tokens or 0) or call.estimated_tokens
+            return result
+        finally:
+            if self._gate is not None and turn is not None:
+                await self._gate.leave(turn, cost)
+
+    async def _send(self, call: Call[Ruling], slot: Slot, endpoint: int, number: int) -> Replied[Ruling] | Retryable:
+        target = self._targets[endpoint]
+        client, began_s = slot.client(target), time.monotonic()
+        try:
+            request = client.build_request("POST", target.url, content=call.body(target.model))
+            response = await client.send(request, stream=True)
+            content = await _read_bounded(response)
         except httpx.RequestError as error:
             detail = self.redact(f"{type(error).__name__}: {error}")
             self._availability.failed(endpoint, detail)
             return Retryable(failure=JudgeFailure(reason=FailureReason.TRANSPORT, detail=detail), endpoint=endpoint)
         if response.status_code == 429 or response.status_code >= 500:
-            return self._turned_away(response, endpoint)
+            return self._turned_away(response, content, endpoint)
         self._availability.answered(endpoint)
         call.trial_passed |= endpoint == call.trial
         self._latencies.add((endpoint, call.prompt.schema_name), time.monotonic() - began_s)
         if response.status_code == 200:
-            return Replied(reply=await self._read(response.content, call, number), model=target.model)
+            reply = self._read(content, call, number)
+            return Replied(reply=reply, endpoint=endpoint, model=target.model)
         # A redirect is no reply of a judge; other codes below 500 turn this very request down.
         reason = FailureReason.REFUSED if 400 <= response.status_code < 500 else FailureReason.TRANSPORT
-        failure = JudgeFailure(reason=reason, detail=self._quote(response))
-        return Replied(reply=Reply(outcome=failure), model=target.model)
+        failure = JudgeFailure(reason=reason, detail=self._quote(response, content))
+        return Replied(reply=Reply(outcome=failure), endpoint=endpoint, model=target.model)
 
-    def late(self, call: Call[Any], endpoint: int, seconds: float) -> None:
-        """A request was given up after so long, because another one was faster."""
+    def late(self, call: Call[Any], endpoint: int, seconds: float, *, elsewhere: bool) -> None:
+        """A request was given up after so long, because another one, perhaps `elsewhere`, was faster."""
         self._latencies.add((endpoint, call.prompt.schema_name), seconds)
+        if elsewhere:
+            self._availability.failed(endpoint, f"no reply within {seconds:.3g} s, while another endpoint replied")
 
     def redact(self, text: str) -> str:
         """Without the keys: some gateways quote the Authorization header in what they reply."""
@@ -79,9 +106,9 @@ class Sender:
             text = text.replace(key, REDACTED)
         return text
 
-    def _turned_away(self, response: httpx.Response, endpoint: int) -> Retryable:
+    def _turned_away(self, response: httpx.Response, content: bytes, endpoint: int) -> Retryable:
         asked_s = retry_after_s(response.headers.get("retry-after"), now_s=time.time())
-        detail = self._quote(response)
+        detail = self._quote(response, content)
         if response.status_code == 429:
             reason = FailureReason.RATE_LIMITED
             self._availability.limited(endpoint, asked_s, longest_s=self._config.deadline_s)
@@ -90,17 +117,33 @@ class Sender:
             self._availability.failed(endpoint, detail)
         return Retryable(failure=JudgeFailure(reason=reason, detail=detail), endpoint=endpoint, retry_after_s=asked_s)
 
-    async def _read(self, content: bytes, call: Call[Ruling], number: int) -> Reply[Ruling]:
+    def _read(self, content: bytes, call: Call[Ruling], number: int) -> Reply[Ruling]:
+        if len(content) > MAX_REPLY_BYTES:
+            return Reply(outcome=bad_json(f"the response is longer than {MAX_REPLY_BYTES:,} bytes"))
         for key in self._keys:  # before anything is quoted, because a quotation may end within a key
             content = content.replace(key.encode("ascii"), REDACTED.encode("ascii"))
         reply = parse_response(content, call.prompt.parse, self._config.provider.structured)
         call.count_tokens(number, reply)
-        if self._limiter is not None and reply.prompt_tokens:
-            await self._limiter.settle(reply.prompt_tokens + reply.completion_tokens - call.estimated_tokens)
         if isinstance(reply.outcome, JudgeFailure):
             failure = replace(reply.outcome, detail=self.redact(reply.outcome.detail))
             return replace(reply, outcome=failure)
         return reply
 
-    def _quote(self, response: httpx.Response) -> str:
-        return f"HTTP {response.status_code}: {self.redact(response.text)[:DETAIL_CHARS]}"
+    def _quote(self, response: httpx.Response, content: bytes) -> str:
+        text = self.redact(content.decode(errors="replace"))
+        return f"HTTP {response.status_code}: {text[:DETAIL_CHARS]}"
+
+
+async def _read_bounded(response: httpx.Response) -> bytes:
+    """The body, or somewhat more of it than a reply may have."""
+    parts: list[bytes] = []
+    length = 0
+    try:
+        async for part in response.aiter_bytes():
+            parts.append(part)
+            length += len(part)
+            if length > MAX_REPLY_BYTES:
+                break
+    finally:
+        await response.aclose()
+    return b"".join(parts)

@@ -1,13 +1,43 @@
-"""What runs inside a judge actor: a plain class, made an actor by the pool."""
+"""What runs inside a judge actor: a plain class, made an actor by the pool.
+
+Calls come and go in lists. A remote call wakes threads on both sides, which costs more CPU time than the HTTP request
+that it is for, so one message brings all calls of a moment and one takes back all that ended meanwhile.
+"""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from judge.accounting import Served
 from judge.availability import Event
 from judge.client import JudgeClient
 from judge.limiter import Limiter
 from mrpo.config import JudgeConfig
+from mrpo.errors import MRPOError
 from mrpo.types import AnswerRequest, JudgeRequest
+
+GATHER_S = 0.1  # for which an ended call waits for others to end, but for the last one; it holds no slot meanwhile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One call to make. Made by the pool's process, read by the worker."""
+
+    number: int  # unique while the pool lives
+    request: JudgeRequest | AnswerRequest
+    max_attempts: int
+    trial: int | None  # an endpoint whose circuit is open, to be asked first of all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """What became of an order. Made by the worker, read by the pool's process."""
+
+    number: int
+    served: Served | None = None
+    error: Exception | None = None  # instead: the image cannot be read, or a fault of ours
 
 
 class JudgeWorker:
@@ -15,18 +45,58 @@ class JudgeWorker:
 
     def __init__(self, config: JudgeConfig, *, concurrency: int, limiter: Limiter | None) -> None:
         self._client = JudgeClient(config, concurrency=concurrency, limiter=limiter)
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._news: list[Ended | Event] = []
+        self._some = asyncio.Event()
+        self._session = 0
+        self._listening: asyncio.Task[None] | None = None
 
     async def has_keys(self) -> list[bool]:
         """Whether this process has the key of each endpoint. Answering at all says that the worker is up."""
         return self._client.has_keys
 
-    async def rule(self, request: JudgeRequest | AnswerRequest, max_attempts: int, trial: int | None = None) -> Served:
-        """See `JudgeClient.serve`."""
-        return await self._client.serve(request, max_attempts=max_attempts, trial=trial)
+    async def begin(self, session: int, open_endpoints: Sequence[int]) -> None:
+        """Serve anew: what an earlier session left is dropped, and who listens to that one gets nothing any more.
 
-    async def events(self) -> list[Event]:
-        """See `JudgeClient.events`."""
-        return await self._client.events()
+        Args:
+            session: larger than any before.
+            open_endpoints: whose circuits are open; all others are closed.
+        """
+        self._session = session
+        await self.give_up(list(self._calls))
+        self._news.clear()
+        self._some.set()
+        self._client.set_all_open(open_endpoints)
+        if self._listening is None:
+            self._listening = asyncio.get_running_loop().create_task(self._listen())
+
+    async def take(self, session: int, orders: Sequence[Order]) -> None:
+        """Begin these calls; `news` tells what became of them."""
+        if session != self._session:
+            return  # the pool lost sight of this actor after it sent them, and has told the callers so
+        loop = asyncio.get_running_loop()
+        for order in orders:
+            self._calls[order.number] = loop.create_task(self._serve(order))
+
+    async def news(self, session: int) -> list[Ended | Event]:
+        """What ended or happened since this was asked last; waits until something has. Empty: the session is over."""
+        while session == self._session:
+            if self._news:
+                if self._calls:
+                    await asyncio.sleep(GATHER_S)
+                if session == self._session:
+                    news, self._news = self._news, []
+                    return news
+            self._some.clear()
+            await self._some.wait()
+        return []
+
+    async def give_up(self, numbers: Sequence[int]) -> None:
+        """Cancel these calls, where they are still under way; nothing is told of them."""
+        for number in numbers:
+            call = self._calls.pop(number, None)
+            if call is not None:
+                call.cancel()
 
     async def set_open(self, endpoint: int, is_open: bool) -> None:
         """See `JudgeClient.set_open`."""
@@ -35,3 +105,22 @@ class JudgeWorker:
     async def hold(self, endpoint: int, seconds: float) -> None:
         """See `JudgeClient.hold`."""
         self._client.hold(endpoint, seconds)
+
+    async def _listen(self) -> None:
+        while True:
+            events = await self._client.events()
+            self._news.extend(events)  # which may be another list than before the wait
+            self._some.set()
+
+    async def _serve(self, order: Order) -> None:
+        served: Served | None = None
+        fault: Exception | None = None
+        try:
+            served = await self._client.serve(order.request, max_attempts=order.max_attempts, trial=order.trial)
+        except MRPOError as error:
+            fault = error
+        except Exception as error:  # noqa: BLE001 - the edge of this process: the caller must hear of it, or waits for ever
+            fault = RuntimeError(f"judge actor: {type(error).__name__}: {error}")
+        if self._calls.pop(order.number, None) is not None:
+            self._news.append(Ended(number=order.number, served=served, error=fault))
+            self._some.set()

@@ -99,7 +99,7 @@ def test_the_rate_limit_is_one_for_all_actors(image: str) -> None:
         config = config_of(server.url, num_actors=2, requests_per_minute=600)
         judgements = with_pool(config, judge_many(image, 12))
     assert reasons(judgements) == [None] * 12
-    assert server.requests[-1].at_s - server.requests[0].at_s >= 1.0  # 11 gaps of 0.1 s, less what scheduling shifts
+    assert server.requests[-1].at_s - server.requests[0].at_s >= 0.75  # 11 gaps of 0.1 s, less a quarter of a second
 
 
 @pytest.mark.parametrize("fault_every", [None, 3])

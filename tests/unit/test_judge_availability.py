@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from judge.availability import Availability, Held, Opened
+from judge.availability import TURNED_AWAY_IN_A_ROW, Availability, Held, Opened
 from judge.latencies import MIN_OBSERVED, Latencies
 
 
@@ -77,6 +77,26 @@ def test_a_pause_longer_than_a_call_opens_the_circuit_at_once() -> None:
     (event,) = asyncio.run(found.events())
     assert isinstance(event, Opened)
     assert event.for_s == 90.0
+
+
+def test_an_endpoint_that_turns_all_away_without_saying_for_how_long_is_as_good_as_down() -> None:
+    found, _ = availability()
+    for _ in range(TURNED_AWAY_IN_A_ROW - 1):
+        found.limited(0, None, longest_s=60.0)
+    assert found.choose() == 0
+    found.limited(0, None, longest_s=60.0)
+    assert found.choose() is None
+    (event,) = asyncio.run(found.events())
+    assert event == Opened(endpoint=0, reason="HTTP 429, 20 times in a row")
+
+
+def test_a_trial_that_is_turned_away_reports_the_pause_asked_for() -> None:
+    found, _ = availability()
+    found.set_open(0, True)
+    found.limited(0, 7.0, longest_s=60.0)
+    (event,) = asyncio.run(found.events())
+    assert isinstance(event, Opened)
+    assert event.for_s == 7.0
 
 
 def test_another_endpoint_is_chosen_where_there_is_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from email.utils import formatdate
 
 import pytest
@@ -24,7 +25,20 @@ def test_dates_are_read_and_the_past_means_now(ahead_s: float, seconds: float) -
     assert retry_after_s(formatdate(NOW_S + ahead_s, usegmt=True), now_s=NOW_S) == seconds
 
 
-@pytest.mark.parametrize("header", [None, "", "soon", "-5", "1.5", "nan", "²"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "soon",
+        "-5",
+        "1.5",
+        "nan",
+        "²",
+        f"Mon, 01 Jan 2027 00:00:00 +{9**30}",
+        "Mon, 32 Dec 99999 00:00:00 GMT",
+    ],
+)
 def test_what_cannot_be_read_asks_for_nothing(header: str | None) -> None:
     assert retry_after_s(header, now_s=NOW_S) is None
 
@@ -43,3 +57,18 @@ def test_what_the_server_asks_for_is_a_floor_with_jitter() -> None:
     assert min(pauses) > 30.0
     assert max(pauses) <= 30.25
     assert len(pauses) == 50
+
+
+def test_a_date_of_no_known_place_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert retry_after_s(formatdate(NOW_S + 30).replace("+0000", "-0000"), now_s=NOW_S) == 30.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("header", ["9" * 12, "9" * 400, formatdate(NOW_S + 1e9, usegmt=True)])
+def test_nobody_is_waited_for_longer_than_a_day(header: str) -> None:
+    assert retry_after_s(header, now_s=NOW_S) == 86_400.0

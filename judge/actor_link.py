@@ -1,0 +1,192 @@
+"""One judge actor as the pool's process sees it: calls are handed over in lists, and what becomes of them comes back.
+
+No call is lost with an actor: while it is linked, one request for news is always under way, and when that fails, or
+belongs to an earlier life of the actor, every call that the actor had ends as `ActorLost`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+from ray.exceptions import RayError
+
+from judge.accounting import Served
+from judge.availability import Event
+from judge.worker import Ended, Order
+from mrpo.types import AnswerRequest, JudgeRequest
+
+logger = logging.getLogger(__name__)
+
+REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
+MAX_ORDERS = 64  # in one message; more would go through the object store
+
+
+class ActorLost(Exception):
+    """The actor that had a call died or cannot be reached; what it sent is not known."""
+
+
+class ActorLink:
+    """Use it from one event loop."""
+
+    def __init__(
+        self,
+        actor: Any,
+        name: str,
+        *,
+        on_event: Callable[[Event], None],
+        on_up: Callable[[], None],
+        open_now: Callable[[], Sequence[int]],
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            actor: a `JudgeWorker`.
+            name: for messages.
+            on_event: told what the actor learned of an endpoint.
+            on_up: told when the actor serves again.
+            open_now: the endpoints whose circuits are open.
+        """
+        self.actor = actor
+        self.is_up = False
+        self._name = name
+        self._on_event = on_event
+        self._on_up = on_up
+        self._open_now = open_now
+        self._session = 0
+        self._number = 0
+        self._queue: list[Order] = []
+        self._calls: dict[int, asyncio.Future[Served]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that the actor has."""
+        return len(self._calls)
+
+    async def start(self) -> None:
+        """Serve calls from now on.
+
+        Raises:
+            RayError: the actor is not there.
+        """
+        self._session += 1
+        told = set(self._open_now())
+        await self.actor.begin.remote(self._session, list(told))
+        self.is_up = True
+        now = set(self._open_now())
+        for endpoint in told ^ now:  # changed meanwhile, when this actor was told nothing
+            self.actor.set_open.remote(endpoint, endpoint in now)
+        self._begin(self._listen(self._session))
+        self._on_up()
+
+    async def rule(self, request: JudgeRequest | AnswerRequest, max_attempts: int, trial: int | None) -> Served:
+        """Have a call made.
+
+        Raises:
+            DataError: the image cannot be read.
+            ActorLost: the actor was lost meanwhile.
+        """
+        assert self.is_up
+        loop = asyncio.get_running_loop()
+        self._number += 1
+        number, call = self._number, loop.create_future()
+        self._calls[number] = call
+        self._queue.append(Order(number=number, request=request, max_attempts=max_attempts, trial=trial))
+        if len(self._queue) == 1:
+            loop.call_soon(self._send)  # with what else comes now
+        try:
+            served: Served = await call
+            return served
+        except asyncio.CancelledError:
+            if self.is_up:
+                self.actor.give_up.remote([number])
+            raise
+        finally:
+            self._calls.pop(number, None)
+
+    def close(self) -> None:
+        """Stop listening; calls that the actor has end as lost."""
+        self.is_up = False
+        for task in self._tasks:
+            task.cancel()
+        self._lose_calls("the judge pool was closed")
+
+    def _send(self) -> None:
+        queue, self._queue = self._queue, []
+        for first in range(0, len(queue), MAX_ORDERS):
+            if self.is_up:
+                # Sent here and not in the task, so that it goes before any message that gives one of them up.
+                message = self.actor.take.remote(self._session, queue[first : first + MAX_ORDERS])
+                self._begin(self._see_through(message))
+
+    async def _see_through(self, message: Awaitable[None]) -> None:
+        session = self._session
+        try:
+            await message
+        except RayError as error:
+            self._lost(session, error)
+
+    async def _listen(self, session: int) -> None:
+        while session == self._session and self.is_up:
+            try:
+                news: list[Ended | Event] = await self.actor.news.remote(session)
+            except RayError as error:
+                self._lost(session, error)
+                return
+            if not news:
+                self._lost(session, None)
+                return
+            for item in news:
+                if isinstance(item, Ended):
+                    self._end(item)
+                else:
+                    self._on_event(item)
+
+    def _end(self, ended: Ended) -> None:
+        call = self._calls.get(ended.number)
+        if call is None or call.done():
+            return  # given up meanwhile
+        if ended.error is not None:
+            call.set_exception(ended.error)
+        else:
+            assert ended.served is not None
+            call.set_result(ended.served)
+
+    def _lost(self, session: int, error: RayError | None) -> None:
+        """Give the actor no calls until it answers again."""
+        if session != self._session or not self.is_up:
+            return
+        self.is_up = False
+        detail = f"{self._name} was lost: {type(error).__name__ if error is not None else 'it was restarted'}"
+        logger.warning("%s, with %d calls", detail, len(self._calls))
+        self._lose_calls(detail)
+        self._begin(self._revive())
+
+    def _lose_calls(self, detail: str) -> None:
+        self._queue.clear()
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(ActorLost(detail))
+
+    async def _revive(self) -> None:
+        while True:
+            try:
+                await self.start()
+            except RayError:
+                await asyncio.sleep(REVIVE_PAUSE_S)
+            else:
+                return
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s: %s", self._name, error, exc_info=error)
+            self._lost(self._session, None)  # nobody would listen any more
