@@ -42,8 +42,7 @@ def require_judge_allowed(examples: Iterable[Example], judge: JudgeConfig) -> No
             raise ConfigError(
                 f"{spec.title if spec else name} may not be sent to an external judge ({license_text}), and the judge "
                 f"at {_elsewhere(judge)[0]} is not this machine; use a judge of your own and say so with "
-                "judge.on_premises=true, "
-                "or judge=none"
+                "judge.on_premises=true, judge=vllm, which serves one for the run, or judge=none"
             )
 
 

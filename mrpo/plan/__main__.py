@@ -5,7 +5,6 @@ Exit codes: 0 it fits, 2 it does not, or something else the user can mend (one l
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -44,13 +43,15 @@ def configure(arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: as `mrpo.compose.compose_config`.
     """
-    missing = [f"{key}={value}" for key, value in STAND_INS.items() if not _given(key, arguments)]
-    if missing:
-        # The data alone first: a judge of the run's own has no address.
-        for some in ([], missing[:1]):
-            with contextlib.suppress(ConfigError):
-                return compose_config([*arguments, *some])
-    return compose_config([*arguments, *missing])
+    try:
+        return compose_config(arguments)
+    except ConfigError:
+        missing = [f"{key}={value}" for key, value in STAND_INS.items() if not _given(key, arguments)]
+        if {"judge=vllm", "judge.kind=vllm"} & set(arguments):
+            missing = [item for item in missing if not item.startswith("judge.")]  # it has no address
+        if not missing:
+            raise
+        return compose_config([*arguments, *missing])
 
 
 def _given(key: str, arguments: Sequence[str]) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mrpo.choices import Device, Placement
-from mrpo.config import ClusterConfig, Config, LearnerConfig, RolloutConfig
+from mrpo.choices import Device, JudgeKind, Placement
+from mrpo.config import ClusterConfig, Config, JudgeConfig, LearnerConfig, RolloutConfig, VllmJudgeConfig
 from mrpo.placement import Layout, placement_of
 
 WORLD = """
@@ -34,6 +34,7 @@ async def lodge(name):
         actors = {}
         # Engines first and last, so that nothing rests on the order in which actors start.
         named = [*enumerate(seats.engines), *((f"rank {n}", seat) for n, seat in enumerate(seats.ranks))]
+        named += [(f"judge {n}", seat) for n, seat in enumerate(seats.judges)]
         for who, seat in named:
             at = PlacementGroupSchedulingStrategy(seat.group, seat.bundle)
             actor = ray.remote(Lodger).options(num_cpus=1, num_gpus=seat.num_gpus, scheduling_strategy=at).remote()
@@ -71,6 +72,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "nobody said how many": {"engines": 2, "tensor_parallel": 2, "ranks": 2, "gpus_per_node": 0},
     "shared": {"engines": 4, "ranks": 4, "placement": Placement.COLOCATED},
     "shared, tensor parallel": {"engines": 4, "tensor_parallel": 2, "ranks": 8, "placement": Placement.COLOCATED},
+    "split, a judge of its own": {"engines": 1, "ranks": 3, "judges": 2},
+    "shared, a judge of its own": {"engines": 2, "ranks": 2, "judges": 2, "placement": Placement.COLOCATED},
 }
 TOO_LARGE: dict[str, Any] = {"engines": 5, "ranks": 4, "gpus_per_node": 0}
 
@@ -82,14 +85,29 @@ def layout(
     tensor_parallel: int = 1,
     gpus_per_node: int = 4,
     placement: Placement = Placement.SPLIT,
+    judges: int = 0,
 ) -> Layout:
+    """`judges`: servers, of two GPUs each."""
+    judge = JudgeConfig(
+        kind=JudgeKind.VLLM if judges else JudgeKind.ORACLE,
+        vllm=VllmJudgeConfig(model="m", num_servers=max(1, judges), tensor_parallel=2),
+    )
     return placement_of(
         Config(
             cluster=ClusterConfig(device=Device.GPU, num_nodes=2, gpus_per_node=gpus_per_node, placement=placement),
             rollout=RolloutConfig(num_engines=engines, tensor_parallel=tensor_parallel),
             learner=LearnerConfig(num_ranks=ranks),
+            judge=judge,
         )
     )
+
+
+def bundle_of(plan: Layout, who: str) -> int | None:
+    """Number of the bundle of an engine ("0"), a rank ("rank 0") or a judge's server ("judge 0")."""
+    kind, _, number = who.rpartition(" ")
+    if kind == "judge":
+        return next(place for place, bundle in enumerate(plan.bundles) if bundle.judge == int(number))
+    return plan.bundle_of_rank(int(number)) if kind == "rank" else plan.bundle_of_engine(int(number))
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +124,10 @@ def test_ray_places_what_the_layout_says(world: Any, name: str) -> None:
     nodes: dict[int, set[str]] = {}
     owners: dict[tuple[str, str], list[str]] = {}
     for who, (node, gpus) in found.items():
-        number = plan.bundle_of_rank(int(who[5:])) if who.startswith("rank") else plan.bundle_of_engine(int(who))
+        number = bundle_of(plan, who)
         assert number is not None
-        assert len(gpus) == (1 if who.startswith("rank") else plan.tensor_parallel)
+        sizes = {"rank": 1, "judge": 2}
+        assert len(gpus) == sizes.get(who.split()[0], plan.tensor_parallel)
         nodes.setdefault(number, set()).add(node)
         for gpu in gpus:
             owners.setdefault((node, gpu), []).append(who)
@@ -117,10 +136,13 @@ def test_ray_places_what_the_layout_says(world: Any, name: str) -> None:
         together = {(plan.bundles[number].node, next(iter(there))) for number, there in nodes.items()}
         assert len(together) == len({node for node, _ in together}) == len({node for _, node in together})
     assert len(owners) == plan.num_gpus
+    of_judges = [there for there in owners.values() if there[0].startswith("judge")]
+    others = [there for there in owners.values() if there not in of_judges]
+    assert all(len(there) == 1 for there in of_judges), owners
     expected = 2 if plan.shared else 1
-    assert all(len(there) == expected for there in owners.values()), owners
+    assert all(len(there) == expected for there in others), owners
     if plan.shared:
-        for there in owners.values():
+        for there in others:
             engine, rank = sorted(there)
             assert int(rank[5:]) // plan.tensor_parallel == int(engine)
 
