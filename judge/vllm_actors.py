@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,7 +31,7 @@ class VllmActor:
     def __init__(self, spec: VllmSpec, *, local: bool) -> None:
         """`local`: the cluster is this machine, and nobody else need reach the server."""
         self._name = spec.name
-        self._server = VllmServer(spec, host=LOOPBACK if local else ray.util.get_node_ip_address())
+        self.server = VllmServer(spec, host=LOOPBACK if local else ray.util.get_node_ip_address())
         self._closing = threading.Event()
         self._closed = threading.Lock()
 
@@ -42,31 +41,30 @@ class VllmActor:
         Raises:
             JudgeUnavailableError: it did not come up.
         """
-        self._server.start(give_up=self._closing.is_set)
+        self.server.start(give_up=self._closing.is_set)
         threading.Thread(target=self._keep_up, daemon=True).start()
-        return self._server.url
+        return self.server.url
 
     def close(self) -> None:
         """End the server; a start under way is given up."""
         self._closing.set()
         with self._closed:
-            self._server.close()
+            self.server.close()
 
     def _keep_up(self) -> None:
         """Start the server again, at its address, when it ends by itself; calls go elsewhere or wait meanwhile."""
         for _ in range(MAX_RESTARTS):
-            while self._server.exit_code is None:
+            while self.server.is_running:
                 if self._closing.wait(POLL_S):
                     return
             with self._closed:
                 if self._closing.is_set():
                     return
-                logger.warning("%s ended with code %s; it is started again", self._name, self._server.exit_code)
+                logger.warning("%s ended by itself; it is started again", self._name)
                 try:
-                    self._server.start(give_up=self._closing.is_set)
+                    self.server.start(give_up=self._closing.is_set)
                 except JudgeUnavailableError:
                     logger.exception("%s does not come up again", self._name)
-                    time.sleep(POLL_S)
 
 
 class VllmServers:

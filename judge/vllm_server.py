@@ -104,7 +104,7 @@ class VllmServer:
             host: address of this machine to listen on, as those who ask reach it.
             command: another server's command line, given a port; None: vLLM's.
         """
-        self._spec = spec
+        self.spec = spec
         self._command = command or (lambda port: server_command(spec, host=host, port=port))
         self._host = host
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,9 +121,9 @@ class VllmServer:
         return f"http://[{self._host}]:{self._port}" if ":" in self._host else f"http://{self._host}:{self._port}"
 
     @property
-    def exit_code(self) -> int | None:
-        """None while it runs."""
-        return self._process.poll() if self._process is not None else None
+    def is_running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.poll() is None
 
     def start(self, *, give_up: Callable[[], bool] = lambda: False) -> None:
         """Start the process, on the port it had before if it had one, and wait until it is healthy.
@@ -136,19 +136,19 @@ class VllmServer:
         """
         if self._port is None:
             self._port = _free_port(self._host)
-        log_path = Path(self._spec.log_file)
+        log_path = Path(self.spec.log_file)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
-            self._process = self._spawn(log)
-        ends_at = time.monotonic() + self._spec.settings.start_timeout_s
+            process = self._process = self._spawn(log)  # `close` may be called while this waits
+        ends_at = time.monotonic() + self.spec.settings.start_timeout_s
         with httpx.Client(timeout=PROBE_TIMEOUT_S, trust_env=False) as client:
             while not self._is_healthy(client):
-                code = self._process.poll()
+                code = process.poll()
                 if code is not None:
                     raise JudgeUnavailableError(self._trouble(f"ended with code {code} while starting"))
                 if time.monotonic() > ends_at or give_up():
                     self.close()
-                    seconds = self._spec.settings.start_timeout_s
+                    seconds = self.spec.settings.start_timeout_s
                     raise JudgeUnavailableError(
                         self._trouble(f"was not ready within judge.vllm.start_timeout_s={seconds:g} s")
                     )
@@ -173,7 +173,7 @@ class VllmServer:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | server_environment(self._spec),
+            env=os.environ | server_environment(self.spec),
             start_new_session=True,
         )
 
@@ -185,11 +185,11 @@ class VllmServer:
 
     def _trouble(self, what: str) -> str:
         """What happened, and the end of the log."""
-        settings = self._spec.settings
+        settings = self.spec.settings
         return (
-            f"{self._spec.name} (vLLM with {self._spec.model}) {what}; see {self._spec.log_file}, lower "
+            f"{self.spec.name} (vLLM with {self.spec.model}) {what}; see {self.spec.log_file}, lower "
             f"judge.vllm.max_model_len={settings.max_model_len}, or serve the judge yourself and set "
-            f"judge=openai_compatible. The log ends with:\n{_tail(Path(self._spec.log_file))}"
+            f"judge=openai_compatible. The log ends with:\n{_tail(Path(self.spec.log_file))}"
         )
 
 

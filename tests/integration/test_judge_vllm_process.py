@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from judge.vllm_actors import VllmActor
 from judge.vllm_server import VllmServer, VllmSpec, server_command, server_environment
 from mrpo.config import VllmJudgeConfig
 from mrpo.errors import JudgeUnavailableError
@@ -61,7 +62,7 @@ def test_it_is_healthy_and_ends_with_what_it_started(tmp_path: Path) -> None:
     judge = server(tmp_path, HEALTHY)
     judge.start()
     assert httpx.get(judge.url.removesuffix("/v1") + "/health", trust_env=False).status_code == 200
-    assert judge.exit_code is None
+    assert judge.is_running
     child = child_in(tmp_path / "logs" / "judge-0.log")
     judge.close()
     judge.close()
@@ -100,6 +101,37 @@ def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
         owner.send_signal(signal.SIGKILL)
         owner.wait()
     assert gone(child) and gone(front)
+
+
+def test_a_server_that_ends_by_itself_is_started_again_at_its_address(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "judge-0.log"
+    judge = server(tmp_path, HEALTHY)
+    actor = VllmActor(judge.spec, local=True)
+    actor.server = judge
+    url = actor.start()
+    try:
+        front = child_in(log).parent()
+        assert front is not None
+        front.kill()
+        ends_at = time.monotonic() + 60.0
+        while log.read_text().count("child ") < 2:  # the second start
+            assert time.monotonic() < ends_at
+            time.sleep(0.1)
+        health = url.removesuffix("/v1") + "/health"
+        while not answers(health):
+            assert time.monotonic() < ends_at
+            time.sleep(0.1)
+    finally:
+        actor.close()
+    assert not answers(url.removesuffix("/v1") + "/health")
+    assert log.read_text().count("child ") == 2
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_vllm_is_asked_for_what_the_settings_say() -> None:
