@@ -134,7 +134,9 @@ async def _judge(
     """The judge behind the file of its rulings; without a configuration the file must hold them all."""
     if config is None:
         return RecordedJudge(None, folder.rulings)
-    pool: JudgePool | None = await start_judge(config, console, stack, ledger, fresh=True)
+    log_dir = folder.path / "logs"
+    log_dir.mkdir(exist_ok=True)
+    pool: JudgePool | None = await start_judge(config, console, stack, ledger, fresh=True, log_dir=log_dir)
     assert pool is not None
     if config.judge.noise:
         pool = NoisyJudge(pool, probability=config.judge.noise, seed=config.seed)
@@ -206,7 +208,7 @@ def _comparison(job: Job, asked: Sequence[Asked], earlier: EarlierCheck) -> Comp
         other_name=earlier.name,
         num_completions=sum(a is not None and b is not None for a, b in zip(these, others, strict=True)),
         marks=[item for item in found if item is not None],
-        differences=differences(earlier.identity, identity_of(job)),
+        differences=differences(earlier.identity, identity_of(job), shared=True),
     )
 
 

@@ -105,10 +105,15 @@ def read_earlier(path: Path, labels_sha256: str) -> EarlierCheck:
     return EarlierCheck(name=str(identity.get("name")), identity=identity, rulings=read_rulings(path / RULINGS_FILE))
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In what two identities differ, in words; names are not part of it."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, shared: bool = False) -> list[str]:
+    """In what two identities differ, in words; names are not part of it.
+
+    `shared`: leave out what only one of them has, as judges of two kinds have other settings.
+    """
     old, new = dict(_leaves(before)), dict(_leaves(now))
     keys = [key for key in dict.fromkeys((*old, *new)) if key != "name" and old.get(key) != new.get(key)]
+    if shared:
+        keys = [key for key in keys if key in old and key in new]
     return [f"{key}: {new.get(key)!r}, was {old.get(key)!r}" for key in keys]
 
 

@@ -46,7 +46,12 @@ def number_text(interval: Interval | None) -> str:
     """A coefficient and its interval."""
     if interval is None:
         return NONE
-    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})".replace("-", "−")
+    return f"{coefficient_text(interval.value)} ({coefficient_text(interval.low)} to {coefficient_text(interval.high)})"
+
+
+def coefficient_text(value: float | None) -> str:
+    """A coefficient alone."""
+    return NONE if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", "−")  # + 0.0: never −0.000
 
 
 def shares_text(interval: Interval | None) -> str:
@@ -137,14 +142,10 @@ def _comparison(comparison: Comparison) -> Table:
     for item in comparison.marks:
         shares = (f"{item.accuracy:.1%}", f"{item.other_accuracy:.1%}")
         rows.append((f"accuracy, {item.mark}", *shares, number_text(item.accuracy_difference)))
-        kappas = (_number(item.kappa), _number(item.other_kappa))
+        kappas = (coefficient_text(item.kappa), coefficient_text(item.other_kappa))
         rows.append((f"kappa, {item.mark}", *kappas, number_text(item.kappa_difference)))
     title = f"{comparison.name} against {comparison.other_name}, on {comparison.num_completions} completions"
     return _table(title, ("measure", "this", "other", "difference"), rows)
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def _share(value: float | None) -> str:

@@ -15,7 +15,7 @@ from mrpo.calibration.agreement import Agreement, PlaceAgreement
 from mrpo.calibration.kappa import BANDS, POOR
 from mrpo.calibration.labels import Mark
 from mrpo.calibration.measure import CheckResult, Disagreement
-from mrpo.calibration.tables import number_text, shares_text
+from mrpo.calibration.tables import coefficient_text, number_text, shares_text
 from mrpo.report import charts
 
 MAX_DISAGREEMENTS = 60  # shown; `rulings.jsonl` has all
@@ -86,6 +86,7 @@ def render_judge_check(result: CheckResult) -> str:
         shown=shown_disagreements(measures.disagreements),
         chart=charts,
         figure_width=WIDTH,
+        coefficient=coefficient_text,
         number=number_text,
         shares=shares_text,
         share=charts.percent,
