@@ -180,6 +180,11 @@ class CanaryJudge:
         """The judge's, and what canaries came to; those still open count in the next step."""
         return {**self._judge.take_metrics(), **self._watch.take_metrics()}
 
+    @property
+    def num_open(self) -> int:
+        """Canaries that were sent and have not come back."""
+        return len(self._asking)
+
     async def close(self) -> None:
         """Give up the canaries that are still open."""
         for task in list(self._asking):
