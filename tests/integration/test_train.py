@@ -15,6 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mrpo.config import PriceConfig
+from mrpo.judge_prices import cost_of
+from mrpo.judge_spending import SPENDING_FILE, read_spending, sum_of
 from mrpo.rows import read_rows
 from mrpo.run_reading import RunStatus, list_checkpoints, read_metrics, read_state
 from tests.locations import REPOSITORY, vqa_rad_folder
@@ -22,6 +25,7 @@ from tests.locations import REPOSITORY, vqa_rad_folder
 NUM_STEPS = 4
 TIMEOUT_S = 420.0
 STOP_LIMIT_S = 15.0
+PRICE = PriceConfig(prompt=1.0, completion=4.0)
 SMALL = [
     "data.num_train=16",
     "data.num_test=16",
@@ -101,6 +105,11 @@ def test_qwen2_5_vl_runs_the_whole_loop(whole_run: Path) -> None:
     assert all(len(row.token_advantages or []) == row.num_completion_tokens for row in rows)
 
 
+def calls_of(path: Path) -> int:
+    """Requests to the judge that a file of completions tells of."""
+    return sum(row.judge_attempts or 0 for row in read_rows(path))
+
+
 def step_file(folder: Path, step: int) -> Path:
     """The rollouts of a step."""
     return folder / "rollouts" / f"step_{step:05d}.parquet"
@@ -136,6 +145,44 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_run_goes_on(
     assert resumed == folder
     assert_whole_run(folder, NUM_STEPS)
     assert losses(folder) == losses(whole_run)
+
+
+def test_a_spent_budget_for_the_judge_ends_a_run_that_goes_on_with_a_larger_one(
+    whole_run: Path, cache: Path, tmp_path: Path
+) -> None:
+    """One request less than the last step with calls needs: that step is given up, and made again in full."""
+    needed = {path.stem: calls_of(path) for path in whole_run.glob("*/*.parquet")}
+    step = max(number for number in range(1, NUM_STEPS + 1) if needed[f"step_{number:05d}"])
+    assert step > 1
+    limit = needed["before"] + sum(needed[f"step_{number:05d}"] for number in range(1, step + 1)) - 1
+    prices = "judge.prices={oracle:{prompt:1,completion:4}}"
+    overrides = [*SMALL, f"num_steps={NUM_STEPS}", f"judge.max_requests={limit}", prices]
+    folder, shown = train(cache, tmp_path, *overrides, code=2)
+    last = shown.strip().splitlines()[-1]
+    assert f"judge.max_requests={limit}: {limit} spent" in last
+    assert f'make train ARGS="resume={folder} judge.max_requests=<more>"' in last
+    assert read_state(folder).status == RunStatus.INTERRUPTED
+    assert [row["step"] for row in read_metrics(folder).rows] == list(range(1, step)), (
+        "nothing of the step is on record"
+    )
+    assert list_checkpoints(folder)[-1].step == step - 1
+    assert "WARNING judge budget: " in (folder / "events.log").read_text()
+    assert sum_of(read_spending(folder / SPENDING_FILE)).requests == limit
+
+    train(cache, tmp_path, f"resume={folder}", "judge.max_requests=1000")
+    assert_whole_run(folder, NUM_STEPS)
+    assert losses(folder) == losses(whole_run)
+    spent = read_spending(folder / SPENDING_FILE)["oracle"]
+    calls = {path.stem: calls_of(path) for path in folder.glob("*/*.parquet")}
+    assert calls == needed
+    given_up = needed[f"step_{step:05d}"] - 1
+    assert spent.requests == sum(calls.values()) + given_up, "those of the step that was given up are paid for too"
+    rows = read_metrics(folder).rows
+    assert rows[-1]["judge/budget_left_share"] == pytest.approx(1 - (spent.requests - calls["after"]) / 1000)
+    costs = [row["judge/cost"] for row in rows]
+    assert None not in costs
+    assert 0 < sum(cost for cost in costs if cost is not None) < cost_of(spent, PRICE)
+    assert f"{spent.requests:,} requests" in (folder / "report.html").read_text()
 
 
 def test_ctrl_c_during_the_warm_start_ends_as_soon(cache: Path, tmp_path: Path) -> None:
