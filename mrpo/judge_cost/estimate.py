@@ -123,7 +123,8 @@ def phases_of(config: Config, sample: Sample) -> list[Phase]:
                     num_questions=questions,
                     group_size=group_size,
                     times=times,
-                    step_calls=completions * share if asks else 0.0,
+                    # A canary is about as long as a completion's call.
+                    step_calls=completions * share * (1 + config.judge.canary_share) if asks else 0.0,
                     answer_calls=completions if by_judge else 0.0,
                 )
             )

@@ -129,9 +129,11 @@ def _canaries(run: RunData) -> list[tuple[str, str]]:
     if not steps:
         return []
     wrong = sum(steps[step] * share for step, share in shares.items())
+    if not wrong:
+        return [("canary steps ruled wrong", f"none of {sum(steps.values()):,.0f}")]
     worst = max(shares, key=lambda step: shares[step])
-    detail = f"; most in step {worst:.0f}: {100 * shares[worst]:.0f} %" if wrong else ""
-    return [("canary steps ruled wrong", f"{_of(wrong, sum(steps.values()))}{detail}")]
+    detail = f"most in step {worst:.0f}: {100 * shares[worst]:.0f} %"
+    return [("canary steps ruled wrong", f"{_of(wrong, sum(steps.values()))}; {detail}")]
 
 
 def notices(run: RunData) -> list[str]:
