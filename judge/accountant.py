@@ -85,9 +85,7 @@ class Accountant:
             refusal=refusal,
         )
 
-    async def settle(
-        self, lease: Lease, requests: Sequence[RequestUsage], *, replied: bool = False, lost: int = 0
-    ) -> None:
+    def settle(self, lease: Lease, requests: Sequence[RequestUsage], *, replied: bool = False, lost: int = 0) -> None:
         """End a lease.
 
         Args:
@@ -99,7 +97,7 @@ class Accountant:
         spent = self._spending(requests, lease, replied=replied)
         if lost:
             spent[UNKNOWN_MODEL] = spent.get(UNKNOWN_MODEL, Spending()) + Spending(requests=lost)
-        await self._budget.settle(lease.name, self._amounts(spent))
+        self._budget.settle(lease.name, self._amounts(spent))
         self._record(spent)
 
     def take_metrics(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from judge.accounting import Served
+from judge.accounting import RequestUsage, Served
 from judge.availability import Event
 from judge.worker import Ended, Order
 from mrpo.types import AnswerRequest, JudgeRequest
@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
 MAX_ORDERS = 64  # in one message; more would go through the object store
+
+
+# Told of a call that was cancelled: the requests that it had made; None: they are not known.
+OnGivenUp = Callable[[Sequence[RequestUsage] | None], None]
 
 
 class ActorLost(Exception):
@@ -59,6 +63,7 @@ class ActorLink:
         self._number = 0
         self._queue: list[Order] = []
         self._calls: dict[int, asyncio.Future[Served]] = {}
+        self._given_up: dict[int, OnGivenUp] = {}  # calls of which the actor has still to tell what they had sent
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -82,8 +87,20 @@ class ActorLink:
         self._begin(self._listen(self._session))
         self._on_up()
 
-    async def rule(self, request: JudgeRequest | AnswerRequest, max_attempts: int, trial: int | None) -> Served:
+    async def rule(
+        self,
+        request: JudgeRequest | AnswerRequest,
+        max_attempts: int,
+        trial: int | None,
+        on_given_up: OnGivenUp,
+    ) -> Served:
         """Have a call made.
+
+        Args:
+            request: what to rule on.
+            max_attempts: HTTP requests at most.
+            trial: an endpoint whose circuit is open, to be asked first of all.
+            on_given_up: told once, where this is cancelled, what had been sent.
 
         Raises:
             DataError: the image cannot be read.
@@ -101,8 +118,10 @@ class ActorLink:
             served: Served = await call
             return served
         except asyncio.CancelledError:
-            if self.is_up:
-                self.actor.give_up.remote([number])
+            if call.done() and not call.cancelled():  # it ended in the same moment
+                on_given_up(call.result().requests if call.exception() is None else None)
+            else:
+                self._give_up(number, on_given_up)
             raise
         finally:
             self._calls.pop(number, None)
@@ -121,6 +140,16 @@ class ActorLink:
                 # Sent here and not in the task, so that it goes before any message that gives one of them up.
                 message = self.actor.take.remote(self._session, queue[first : first + MAX_ORDERS])
                 self._begin(self._see_through(message))
+
+    def _give_up(self, number: int, on_given_up: OnGivenUp) -> None:
+        if any(order.number == number for order in self._queue):
+            self._queue = [order for order in self._queue if order.number != number]
+            on_given_up(())
+        elif self.is_up:
+            self._given_up[number] = on_given_up
+            self.actor.give_up.remote([number])
+        else:
+            on_given_up(None)
 
     async def _see_through(self, message: Awaitable[None]) -> None:
         session = self._session
@@ -146,6 +175,9 @@ class ActorLink:
                     self._on_event(item)
 
     def _end(self, ended: Ended) -> None:
+        on_given_up = self._given_up.pop(ended.number, None)
+        if on_given_up is not None:
+            on_given_up(ended.served.requests if ended.served is not None else ended.given_up or ())
         call = self._calls.get(ended.number)
         if call is None or call.done():
             return  # given up meanwhile
@@ -170,6 +202,9 @@ class ActorLink:
         for call in self._calls.values():
             if not call.done():
                 call.set_exception(ActorLost(detail))
+        given_up, self._given_up = self._given_up, {}
+        for on_given_up in given_up.values():
+            on_given_up(None)
 
     async def _revive(self) -> None:
         while True:

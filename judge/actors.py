@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from judge.accounting import Served
-from judge.actor_link import ActorLink
+from judge.actor_link import ActorLink, OnGivenUp
 from judge.availability import Event, Held
 from judge.limiter import RateLimiter, RemoteLimiter, split_concurrency
 from judge.worker import JudgeWorker
@@ -84,16 +84,26 @@ class JudgeActors:
         await asyncio.gather(*(link.start() for link in self._links))
         return list(keys)
 
-    async def rule(self, request: JudgeRequest | AnswerRequest, max_attempts: int, trial: int | None) -> Served:
-        """Hand a call to the actor that has the fewest.
+    async def rule(
+        self,
+        request: JudgeRequest | AnswerRequest,
+        max_attempts: int,
+        trial: int | None,
+        on_given_up: OnGivenUp,
+    ) -> Served:
+        """Hand a call to the actor that has the fewest; see `ActorLink.rule`.
 
         Raises:
             DataError: the image cannot be read.
             ActorLost: it died meanwhile.
             NoActor: none is up.
         """
-        link = await self._least_busy()
-        return await link.rule(request, max_attempts, trial)
+        try:
+            link = await self._least_busy()
+        except asyncio.CancelledError:
+            on_given_up(())
+            raise
+        return await link.rule(request, max_attempts, trial, on_given_up)
 
     def set_open(self, endpoint: int, is_open: bool) -> None:
         """Open or close an endpoint's circuit in every actor."""

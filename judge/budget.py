@@ -52,27 +52,30 @@ class Budget:
         self._leased: dict[int, Amounts] = {}
         self._in_leases = Amounts()  # their sum
         self._next = 0
-        self._changed = asyncio.Condition()
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def lease(self, wanted: int, each: Amounts = ONE_REQUEST) -> tuple[int, int]:
         """Between 1 and `wanted` requests that may take `each`, or 0 when the budget is spent; and the lease's name."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._fitting(wanted, each) > 0 or not self._leased)
-            granted = self._fitting(wanted, each)
-            self._next += 1
-            if granted:
-                self._leased[self._next] = each.times(granted)
-                self._in_leases += self._leased[self._next]
-            return granted, self._next
+        while not (granted := self._fitting(wanted, each)) and self._leased:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn
+        self._next += 1
+        if granted:
+            self._leased[self._next] = each.times(granted)
+            self._in_leases += self._leased[self._next]
+        return granted, self._next
 
-    async def settle(self, name: int, used: Amounts) -> None:
+    def settle(self, name: int, used: Amounts) -> None:
         """End a lease, with what was really taken."""
-        async with self._changed:
-            ended = self._leased.pop(name)
-            # Without any, the sum is exact again: it may have gathered rounding.
-            self._in_leases = self._in_leases + ended.times(-1) if self._leased else Amounts()
-            self.spent += used
-            self._changed.notify_all()
+        ended = self._leased.pop(name)
+        # Without any, the sum is exact again: it may have gathered rounding.
+        self._in_leases = self._in_leases + ended.times(-1) if self._leased else Amounts()
+        self.spent += used
+        waiting, self._waiting = self._waiting, []
+        for turn in waiting:
+            if not turn.done():
+                turn.set_result(None)
 
     def shares_left(self) -> Amounts:
         """Of each limit, in [0, 1]; infinite where there is none."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from judge.accounting import Served
+from judge.accounting import RequestUsage, Served
 from judge.attempts import Attempts
 from judge.availability import Availability, Event
 from judge.call import Call, Conclusion
@@ -67,7 +67,12 @@ class JudgeClient:
         return judgement
 
     async def serve(
-        self, request: JudgeRequest | AnswerRequest, *, max_attempts: int, trial: int | None = None
+        self,
+        request: JudgeRequest | AnswerRequest,
+        *,
+        max_attempts: int,
+        trial: int | None = None,
+        made: list[RequestUsage] | None = None,
     ) -> Served:
         """Make one call, with its account.
 
@@ -75,19 +80,21 @@ class JudgeClient:
             request: what to rule on.
             max_attempts: HTTP requests at most.
             trial: an endpoint whose circuit is open, to be asked first of all.
+            made: gets the requests as they are made, for whoever cancels the call.
 
         Raises:
             DataError: the image cannot be read.
         """
+        made = [] if made is None else made
         if isinstance(request, AnswerRequest):
-            asked = self._call(answer_prompt(request), request, max_attempts, trial)
+            asked = self._call(answer_prompt(request), request, max_attempts, trial, made)
             ended = await self._attempts.run(asked)
             about_answer = AnswerJudgement(outcome=ended.reply.outcome, **_account(request.key, asked))
             return _served(about_answer, asked, ended)
         too_long = _too_long(request, self._config)
         if too_long is not None:
             return Served(judgement=too_long, requests=())
-        call = self._call(step_prompt(request), request, max_attempts, trial)
+        call = self._call(step_prompt(request), request, max_attempts, trial, made)
         conclusion = await self._attempts.run(call)
         about_steps = Judgement(outcome=conclusion.reply.outcome, **_account(request.key, call))
         return _served(about_steps, call, conclusion)
@@ -110,9 +117,21 @@ class JudgeClient:
         self._availability.hold(endpoint, seconds)
 
     def _call(
-        self, prompt: Any, request: JudgeRequest | AnswerRequest, max_attempts: int, trial: int | None
+        self,
+        prompt: Any,
+        request: JudgeRequest | AnswerRequest,
+        max_attempts: int,
+        trial: int | None,
+        made: list[RequestUsage],
     ) -> Call[Any]:
-        return Call(prompt=prompt, image=request.image, config=self._config, max_requests=max_attempts, trial=trial)
+        return Call(
+            prompt=prompt,
+            image=request.image,
+            config=self._config,
+            max_requests=max_attempts,
+            trial=trial,
+            requests=made,
+        )
 
 
 def _too_long(request: JudgeRequest, config: JudgeConfig) -> Judgement | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -207,38 +207,49 @@ class RayJudgePool:
         self, request: JudgeRequest | AnswerRequest, made: type[Made], trial: int | None, account: Account
     ) -> Served:
         """One dispatch, with what it may spend and what it spent."""
-        lease: Lease | None = None
         served: Served | None = None
-        was_sent = True
         try:
             lease = await self._accountant.lease(request, self._config.max_attempts)
             if lease.requests == 0:
                 return _failed(made, request.key, FailureReason.BUDGET, lease.refusal, account)
-            served = await self._actors.rule(request, lease.requests, trial)
-            account.requests += served.requests
-            if self._on_request is not None:
-                for usage in served.requests:
-                    self._on_request(usage)
+            served = await self._dispatch(request, trial, lease, account)
             return served
-        except NoActor:
-            was_sent = False
-            raise
         finally:
             self._circuits.tried(trial, passed=None if served is None else served.trial_passed)
-            if lease is not None and lease.requests:
-                # A call that was given up or whose actor was lost may have made every request it was allowed.
-                lost = lease.requests if served is None and was_sent else 0
-                account.attempts += lost if served is None else len(served.requests)
-                await asyncio.shield(self._settle(lease, served, lost=lost))
 
-    async def _settle(self, lease: Lease, served: Served | None, *, lost: int) -> None:
-        """Put a dispatch on the books."""
-        if served is None:
-            await self._accountant.settle(lease, (), lost=lost)
-            return
+    async def _dispatch(
+        self, request: JudgeRequest | AnswerRequest, trial: int | None, lease: Lease, account: Account
+    ) -> Served:
+        """Have an actor make the call, and settle the lease, whatever comes of it."""
+
+        def on_given_up(requests: Sequence[RequestUsage] | None) -> None:
+            self._accountant.settle(lease, requests or (), lost=lease.requests if requests is None else 0)
+            self._tell(requests or ())
+
+        try:
+            served = await self._actors.rule(request, lease.requests, trial, on_given_up)
+        except asyncio.CancelledError:
+            raise  # the actor tells what it had sent
+        except NoActor:
+            self._accountant.settle(lease, ())
+            raise
+        except BaseException:
+            # A lost actor may have made every request that it was allowed.
+            self._accountant.settle(lease, (), lost=lease.requests)
+            account.attempts += lease.requests
+            raise
         outcome = served.judgement.outcome
         replied = not isinstance(outcome, JudgeFailure) or outcome.reason in BAD_REPLIES
-        await self._accountant.settle(lease, served.requests, replied=replied)
+        self._accountant.settle(lease, served.requests, replied=replied)
+        account.attempts += len(served.requests)
+        account.requests += served.requests
+        self._tell(served.requests)
+        return served
+
+    def _tell(self, requests: Sequence[RequestUsage]) -> None:
+        if self._on_request is not None:
+            for usage in requests:
+                self._on_request(usage)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Opened):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from judge.accounting import Served
+from judge.accounting import RequestUsage, Served
 from judge.availability import Event
 from judge.client import JudgeClient
 from judge.limiter import Limiter
@@ -38,6 +39,7 @@ class Ended:
     number: int
     served: Served | None = None
     error: Exception | None = None  # instead: the image cannot be read, or a fault of ours
+    given_up: tuple[RequestUsage, ...] | None = None  # instead: it was cancelled after these requests
 
 
 class JudgeWorker:
@@ -45,7 +47,7 @@ class JudgeWorker:
 
     def __init__(self, config: JudgeConfig, *, concurrency: int, limiter: Limiter | None) -> None:
         self._client = JudgeClient(config, concurrency=concurrency, limiter=limiter)
-        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._calls: dict[int, asyncio.Task[Ended]] = {}
         self._news: list[Ended | Event] = []
         self._some = asyncio.Event()
         self._session = 0
@@ -63,7 +65,9 @@ class JudgeWorker:
             open_endpoints: whose circuits are open; all others are closed.
         """
         self._session = session
-        await self.give_up(list(self._calls))
+        dropped, self._calls = self._calls, {}
+        for call in dropped.values():
+            call.cancel()
         self._news.clear()
         self._some.set()
         self._client.set_all_open(open_endpoints)
@@ -76,7 +80,10 @@ class JudgeWorker:
             return  # the pool lost sight of this actor after it sent them, and has told the callers so
         loop = asyncio.get_running_loop()
         for order in orders:
-            self._calls[order.number] = loop.create_task(self._serve(order))
+            made: list[RequestUsage] = []
+            call = loop.create_task(self._serve(order, made))
+            self._calls[order.number] = call
+            call.add_done_callback(partial(self._conclude, order.number, made))
 
     async def news(self, session: int) -> list[Ended | Event]:
         """What ended or happened since this was asked last; waits until something has. Empty: the session is over."""
@@ -92,9 +99,9 @@ class JudgeWorker:
         return []
 
     async def give_up(self, numbers: Sequence[int]) -> None:
-        """Cancel these calls, where they are still under way; nothing is told of them."""
+        """Cancel these calls, where they are still under way; `news` tells what they had sent."""
         for number in numbers:
-            call = self._calls.pop(number, None)
+            call = self._calls.get(number)
             if call is not None:
                 call.cancel()
 
@@ -112,15 +119,22 @@ class JudgeWorker:
             self._news.extend(events)  # which may be another list than before the wait
             self._some.set()
 
-    async def _serve(self, order: Order) -> None:
-        served: Served | None = None
-        fault: Exception | None = None
+    async def _serve(self, order: Order, made: list[RequestUsage]) -> Ended:
+        """Make a call; `made` has its requests at any time."""
+        fault: Exception
         try:
-            served = await self._client.serve(order.request, max_attempts=order.max_attempts, trial=order.trial)
+            served = await self._client.serve(
+                order.request, max_attempts=order.max_attempts, trial=order.trial, made=made
+            )
+            return Ended(number=order.number, served=served)
         except MRPOError as error:
             fault = error
         except Exception as error:  # noqa: BLE001 - the edge of this process: the caller must hear of it, or waits for ever
             fault = RuntimeError(f"judge actor: {type(error).__name__}: {error}")
-        if self._calls.pop(order.number, None) is not None:
-            self._news.append(Ended(number=order.number, served=served, error=fault))
+        return Ended(number=order.number, error=fault)
+
+    def _conclude(self, number: int, made: list[RequestUsage], call: asyncio.Task[Ended]) -> None:
+        if self._calls.get(number) is call:  # else it belongs to an earlier session
+            del self._calls[number]
+            self._news.append(Ended(number=number, given_up=tuple(made)) if call.cancelled() else call.result())
             self._some.set()

@@ -215,6 +215,45 @@ def test_a_cancelled_call_frees_its_slot_on_the_actor(image: str) -> None:
     assert isinstance(judgement.outcome, Verdicts)
 
 
+def test_a_call_that_is_given_up_counts_what_it_had_sent(image: str) -> None:
+    """One request was on its way, of four allowed; four of the budget are left."""
+
+    async def scenario(pool: RayJudgePool) -> tuple[int, list[Judgement]]:
+        slow = asyncio.create_task(pool.judge(judge_request(image)))
+        while not server.requests:
+            await asyncio.sleep(0.02)
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        ends_at = time.monotonic() + 10
+        while pool.spent.requests == 0 and time.monotonic() < ends_at:
+            await asyncio.sleep(0.02)
+        return pool.spent.requests, await judge_many(image, 6)(pool)
+
+    with ScriptedServer(lambda number, _: reply(GOOD, delay_s=8.0 if number == 0 else 0.0)) as server:
+        config = config_of(server.url, max_attempts=4, max_requests=5)
+        spent, later = with_pool(config, scenario)
+    assert spent == 1
+    assert sorted(reasons(later), key=str) == [None] * 4 + [FailureReason.BUDGET] * 2
+    assert len(server.requests) == 5
+
+
+def test_calls_given_up_when_the_pool_closes_count_in_full(image: str) -> None:
+    """Nobody can say any more what they sent."""
+    pools: list[RayJudgePool] = []
+
+    async def scenario(pool: RayJudgePool) -> None:
+        pools.append(pool)
+        slow = asyncio.create_task(pool.judge(judge_request(image)))
+        while not server.requests:
+            await asyncio.sleep(0.02)
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+
+    with ScriptedServer(lambda *_: reply(GOOD, delay_s=8.0)) as server:
+        with_pool(config_of(server.url, max_attempts=3), scenario)
+    assert pools[0].spent.requests == 3
+
+
 def test_a_key_set_here_but_not_on_the_nodes_is_refused(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Ray's workers inherit the environment Ray was started in, not this one.
     monkeypatch.setenv("LATE_KEY", "sk-late")

@@ -20,7 +20,7 @@ async def test_without_a_limit_all_is_only_counted() -> None:
     budget = Budget(NO_LIMITS)
     granted, name = await budget.lease(4, Amounts(requests=1, tokens=10_000, cost=9))
     assert granted == 4
-    await budget.settle(name, Amounts(requests=2, tokens=700, cost=0.25))
+    budget.settle(name, Amounts(requests=2, tokens=700, cost=0.25))
     assert budget.spent == Amounts(requests=2, tokens=700, cost=0.25)
     assert budget.shares_left() == NO_LIMITS
 
@@ -31,7 +31,7 @@ async def test_the_last_requests_are_leased_in_part_and_then_no_more() -> None:
     for expected in (4, 1):
         granted, name = await budget.lease(4)
         assert granted == expected
-        await budget.settle(name, Amounts(requests=granted))
+        budget.settle(name, Amounts(requests=granted))
     assert (await budget.lease(4))[0] == 0
     assert budget.spent.requests == 5
 
@@ -43,7 +43,7 @@ async def test_a_call_waits_for_what_another_may_give_back() -> None:
     waiting = asyncio.create_task(budget.lease(4))
     await asyncio.sleep(0)
     assert not waiting.done()
-    await budget.settle(name, Amounts(requests=1))
+    budget.settle(name, Amounts(requests=1))
     assert (await waiting)[0] == 3
 
 
@@ -55,7 +55,7 @@ async def test_a_call_that_is_given_up_while_it_waits_holds_nothing() -> None:
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await budget.settle(name, Amounts())
+    budget.settle(name, Amounts())
     assert (await budget.lease(4))[0] == 4
 
 
@@ -84,7 +84,7 @@ async def test_what_is_spent_beyond_an_estimate_counts() -> None:
     budget = Budget(Amounts(requests=UNLIMITED, tokens=1000, cost=UNLIMITED))
     granted, name = await budget.lease(1, Amounts(requests=1, tokens=600))
     assert granted == 1
-    await budget.settle(name, Amounts(requests=1, tokens=1200))
+    budget.settle(name, Amounts(requests=1, tokens=1200))
     assert (await budget.lease(1, Amounts(requests=1, tokens=1)))[0] == 0
     assert (await budget.lease(1, Amounts(requests=1)))[0] == 0, "a free request of a spent budget"
     assert budget.shares_left().tokens == 0.0
@@ -104,7 +104,7 @@ async def test_many_calls_at_once_spend_exactly_the_budget() -> None:
             return
         used = rng.randint(1, granted)
         made += used
-        await budget.settle(name, Amounts(requests=used))
+        budget.settle(name, Amounts(requests=used))
 
     await asyncio.gather(*(call() for _ in range(150)))
     assert made == budget.spent.requests == 100
@@ -120,7 +120,7 @@ async def test_many_calls_at_once_never_take_more_money_than_there_is() -> None:
         granted, name = await budget.lease(4, Amounts(requests=1, cost=0.03))
         await asyncio.sleep(rng.random() / 1000)
         if granted:
-            await budget.settle(name, Amounts(requests=1, cost=rng.uniform(0.0, 0.03)))
+            budget.settle(name, Amounts(requests=1, cost=rng.uniform(0.0, 0.03)))
 
     await asyncio.gather(*(call() for _ in range(200)))
     assert 0.97 < budget.spent.cost <= 1.0
