@@ -81,9 +81,9 @@ def _check(arguments: Sequence[str]) -> int:
 def _announcement(job: Job, folder: Path) -> str:
     check, num = job.config.check, len(job.completions)
     steps = sum(len(item.steps) for item in job.completions)
-    parts = [f"{job.name}: {num} completions with {steps} labelled steps of {job.file}, asked {check.repeats} times"]
+    parts = [f"{job.name}: {num} completions with {steps} labelled steps of {job.file}, asked {check.repeats} ×"]
     if check.orders:
-        parts.append(f"{check.orders} times in another order")
+        parts.append(f"{check.orders} × in another order")
     if check.attacks:
         parts.append(f"and {len(attacks())} attacks, each with and without")
     return f"{', '.join(parts)}; results in {folder}"
