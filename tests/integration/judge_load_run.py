@@ -16,6 +16,8 @@ from mrpo.config import JudgeConfig
 from mrpo.types import Judgement
 from tests.integration.judge_load_server import Faults, LoadServer, Seen
 
+ACTORS = ("ray::JudgeWorker", "ray::RateLimiter")
+
 
 @dataclass(kw_only=True)
 class Load:
@@ -79,9 +81,9 @@ async def _run(image: str, number: int, config: JudgeConfig, server: LoadServer)
 
 
 def judge_workers() -> list[psutil.Process]:
-    """The processes of this Ray's judge actors."""
+    """The processes of this Ray's judge actors, their limiter included."""
     found = psutil.Process().children(recursive=True)
-    return [process for process in found if any("ray::JudgeWorker" in part for part in process.cmdline())]
+    return [process for process in found if any(name in part for part in process.cmdline() for name in ACTORS)]
 
 
 def _cpu_s(processes: list[psutil.Process]) -> float:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
-from judge_server import closed_port
 
 from judge.pool import RayJudgePool
 from mrpo.choices import OutagePolicy
@@ -23,6 +18,7 @@ from mrpo.phantom.language import QuestionKind, write_completion
 from mrpo.rewards.scorer import build_answer_scorer
 from mrpo.scoring import ScoredTrace
 from mrpo.types import JudgeFailure, Verdicts
+from tests.integration.judge_endpoint import Endpoint
 from tests.unit.fakes import TRUTH, FakeJudge, FakeLearner, FakeRecorder, FakeRollout, FakeWatcher, phantom_example
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
@@ -30,34 +26,6 @@ RIGHT = write_completion(QuestionKind.SIDE, TRUTH, "think")
 WRONG = write_completion(QuestionKind.SIDE, replace(TRUTH, side="left"), "think")
 WORSE = write_completion(QuestionKind.SIDE, replace(TRUTH, side="left", modality="CT", organ="liver"), "think")
 OUTAGE_S = 4.0
-
-
-class Endpoint:
-    """The oracle on a port of its own, which can be killed and started again."""
-
-    def __init__(self) -> None:
-        self.port = closed_port()
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "judge.local_server", "--port", str(self.port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def wait(self) -> None:
-        for _ in range(600):
-            try:
-                httpx.get(f"{self.url}/models", trust_env=False)
-            except httpx.TransportError:
-                time.sleep(0.1)
-            else:
-                return
-        raise AssertionError("the oracle did not start")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
 
 
 @pytest.fixture
