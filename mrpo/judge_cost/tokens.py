@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from judge.prompts import Prompt, answer_prompt, step_prompt
-from judge.request import CHARS_PER_TOKEN, form_of
 from mrpo.choices import StructuredReply
 from mrpo.config import JudgeConfig
 from mrpo.types import AnswerRequest, JudgeRequest
+
+if TYPE_CHECKING:
+    from judge.prompts import Prompt
 
 PIXELS_PER_TOKEN = 28  # a side: Qwen2.5-VL's rule; other models count otherwise
 THOUGHTS = {"minimal": 50, "low": 400, "medium": 1500, "high": 5000}  # tokens of a reasoning model; assumed
@@ -42,6 +43,9 @@ def tokens_of(request: JudgeRequest | AnswerRequest, config: JudgeConfig, *, ima
         config: of the judge.
         image_size: pixels, width and height.
     """
+    from judge.prompts import answer_prompt, step_prompt
+    from judge.request import CHARS_PER_TOKEN
+
     prompt = answer_prompt(request) if isinstance(request, AnswerRequest) else step_prompt(request)
     place = next(prompt.text.index(part) for part in OWN_PART if part in prompt.text)
     image = image_tokens(*image_size) if config.send_image else 0
@@ -63,6 +67,8 @@ def image_tokens(width: int, height: int) -> int:
 
 def _form_chars(prompt: Prompt[Any], config: JudgeConfig) -> int:
     """Of the reply's form, where it is part of what a model reads."""
+    from judge.request import form_of
+
     match config.provider.structured:
         case StructuredReply.JSON_SCHEMA | StructuredReply.TOOL_CALL:
             return len(json.dumps(prompt.schema))
