@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from learner_world import (
+
+from learner.rank import Rank
+from learner.sft import Supervision
+from learner.step import score, train_step
+from mrpo.choices import Aggregation, Importance, Ratio
+from mrpo.config import LossConfig
+from mrpo.errors import ConfigError, DataError, NonFiniteError
+from mrpo.types import LearnStats, SftSample
+from tests.integration.learner_world import (
     FAMILIES,
     build_world,
     completions,
@@ -24,14 +32,6 @@ from learner_world import (
     spec,
     to_score,
 )
-
-from learner.rank import Rank
-from learner.sft import Supervision
-from learner.step import score, train_step
-from mrpo.choices import Aggregation, Importance, Ratio
-from mrpo.config import LossConfig
-from mrpo.errors import ConfigError, DataError, NonFiniteError
-from mrpo.types import LearnStats, SftSample
 
 UNCLIPPED = 1e6  # a gradient norm no step here has
 
