@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from learner_world import FAMILIES, build_world, completions, make, spec, to_score
 from safetensors.torch import load_file
 
 from learner import hf_folder
@@ -21,6 +20,7 @@ from learner.step import score, train_step
 from mrpo.config import LossConfig
 from mrpo.errors import DataError
 from mrpo.families import family_of
+from tests.integration.learner_world import FAMILIES, build_world, completions, make, spec, to_score
 
 
 @pytest.fixture(scope="module")
