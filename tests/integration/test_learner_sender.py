@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from learner_world import FAMILIES, build_world, completions, make, spec
 from safetensors.torch import load_file
 from weight_receiver_fake import receiver_class
 
@@ -23,6 +22,7 @@ from learner.shm_sender import ShmSender
 from learner.step import train_step
 from learner.weight_source import WeightMeta, WeightSource
 from mrpo.errors import ResourceError
+from tests.integration.learner_world import FAMILIES, build_world, completions, make, spec
 
 
 @pytest.fixture(scope="module")
