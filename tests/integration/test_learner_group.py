@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-from learner_world import build_world, completions, first_moments, make, relative_difference, spec, to_score
 from safetensors.torch import load_file
 from weight_receiver_fake import receiver_class
 
@@ -27,6 +26,15 @@ from learner.step import score, train_step
 from mrpo.choices import WeightTransfer
 from mrpo.errors import ConfigError, DataError, NonFiniteError, ResourceError, WeightSyncError
 from mrpo.types import LearnStats
+from tests.integration.learner_world import (
+    build_world,
+    completions,
+    first_moments,
+    make,
+    relative_difference,
+    spec,
+    to_score,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
