@@ -44,7 +44,7 @@ def zero_config(learner: LearnerConfig, *, bf16: bool, on_gpu: bool) -> dict[str
         stage["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
         if learner.zero_stage == 3:
             stage["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
-    return {
+    config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # required, and without effect: the learner makes its own micro-batches
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
@@ -55,6 +55,18 @@ def zero_config(learner: LearnerConfig, *, bf16: bool, on_gpu: bool) -> dict[str
         "zero_allow_untested_optimizer": True,  # a subclass of torch's AdamW
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's CPU Adam needs a compiler
     }
+    if bf16 and accumulates_in_float32(learner):
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def accumulates_in_float32(learner: LearnerConfig) -> bool:
+    """Whether gradients of bfloat16 micro-batches are added up in float32, where small ones are not rounded away.
+
+    Not at stage 1, where DeepSpeed would take an optimizer of another kind; and not at stage 2 with offload, where it
+    would keep the float32 sum on the GPU that offload is to relieve.
+    """
+    return learner.zero_stage == 3 or (learner.zero_stage == 2 and not learner.cpu_offload)
 
 
 def reference_config(learner: LearnerConfig, *, bf16: bool, on_gpu: bool) -> dict[str, Any]:

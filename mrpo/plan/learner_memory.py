@@ -78,6 +78,12 @@ def uses_bf16(learner: LearnerConfig, *, on_gpu: bool) -> bool:
     return learner.dtype == Dtype.BFLOAT16 or (learner.dtype == Dtype.AUTO and on_gpu)
 
 
+def accumulated_element(learner: LearnerConfig, element: int) -> int:
+    """Bytes of a number in the sum of gradients; as learner/zero_config.py has it."""
+    in_float32 = learner.zero_stage == 3 or (learner.zero_stage == 2 and not learner.cpu_offload)
+    return FLOAT32 if in_float32 else element
+
+
 def rank_memory(architecture: Architecture, settings: RankSettings) -> RankMemory:
     """Bytes of one rank; all ranks are alike."""
     learner, lora, stage = settings.learner, settings.learner.lora, settings.learner.zero_stage
@@ -96,7 +102,8 @@ def rank_memory(architecture: Architecture, settings: RankSettings) -> RankMemor
     weights = element * _held(counts, ranks, stage)
     reference = weights if settings.reference and not lora.r else 0
     optimizer = (3 if stage else 2) * FLOAT32 * share
-    flat_gradients = element * share if stage == 3 else 0
+    accumulated = accumulated_element(learner, element)
+    flat_gradients = accumulated * share if stage == 3 else 0
     context = CONTEXT_BYTES if settings.on_gpu else 0
     buffers = element * settings.bucket_elements if stage == 3 else 0
     off = learner.cpu_offload
@@ -117,8 +124,8 @@ def rank_memory(architecture: Architecture, settings: RankSettings) -> RankMemor
         phase="always",
         parts={
             Part.WEIGHTS: weights if off and stage == 3 else 0,
-            # Accumulated in the training dtype and, for the update, in float32.
-            Part.GRADIENTS: (element + FLOAT32) * share if off else 0,
+            # The sum, and a copy in float32 for the update.
+            Part.GRADIENTS: (accumulated + FLOAT32) * share if off else 0,
             Part.OPTIMIZER: optimizer if off else 0,
             Part.REFERENCE: reference if off and stage == 3 else 0,
             Part.BUFFERS: element * share + largest_tensor if off and stage in (1, 2) else 0,
@@ -164,16 +171,22 @@ def _backward(
     accumulates = settings.load.num_micro_batches > 1
     own = -(-counts.trainable // settings.num_ranks)
     before = after = buffers = 0
+    in_float32 = accumulated_element(learner, element) > element
     if stage == 0:
         before = after = counts.trainable * element
     elif stage == 1:
         before, after = counts.trainable * element, (counts.trainable + own) * element
+    elif stage == 2 and in_float32:
+        # One partition, to which micro-batches add.
+        before, after = own * FLOAT32 * accumulates, own * FLOAT32
     elif stage == 2 and not learner.cpu_offload:
         # A micro-batch's gradients get a partition of their own, then are added to that of the former ones.
         before, after = own * element * accumulates, own * element * (1 + accumulates)
     if stage in (1, 2):
         overlapping = settings.on_gpu and stage == 2
         buffers = settings.bucket_elements * element * (2 if overlapping else 1)
+    # On its way into the sum, a tensor's part is copied to float32.
+    buffers += min(counts.largest, own) * FLOAT32 if in_float32 and not learner.cpu_offload else 0
     gathered = _gathered(settings, training, counts)
     logits = logits_bytes(
         architecture,
@@ -232,9 +245,12 @@ def _update(settings: RankSettings, training: Training, trained: int, resting: M
     if stage == 0:
         return resting.plus("update", gradients=trained * element)
     own = -(-trained // settings.num_ranks)
-    as_float = FLOAT32 if element < FLOAT32 else 0
+    accumulated = accumulated_element(settings.learner, element)
+    as_float = FLOAT32 if accumulated < FLOAT32 else 0
     if stage == 3:
-        return resting.plus("update", buffers=min(own, SUB_GROUP_ELEMENTS) * (element + as_float))
+        return resting.plus("update", buffers=min(own, SUB_GROUP_ELEMENTS) * (accumulated + as_float))
+    if accumulated > element:
+        return resting.plus("update", gradients=own * FLOAT32)
     return resting.plus("update", gradients=own * element, buffers=own * (element + as_float))
 
 

@@ -55,3 +55,16 @@ def test_on_a_cpu_zero_3_partitions_small_tensors_too(on_gpu: bool, expected: in
     for make in (zero_config, reference_config):
         stage = make(LearnerConfig(zero_stage=3), bf16=False, on_gpu=on_gpu)["zero_optimization"]
         assert stage["stage3_param_persistence_threshold"] == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "expected"),
+    [(1, False, False), (2, False, True), (2, True, False), (3, False, True), (3, True, True)],
+)
+def test_bfloat16_gradients_add_up_in_float32_where_it_costs_no_offloaded_memory(
+    stage: int, offload: bool, expected: bool
+) -> None:
+    learner = LearnerConfig(zero_stage=stage, cpu_offload=offload)
+    config = zero_config(learner, bf16=True, on_gpu=True)
+    assert (config.get("data_types") == {"grad_accum_dtype": "fp32"}) == expected
+    assert "data_types" not in zero_config(learner, bf16=False, on_gpu=True), "float32 is its own"

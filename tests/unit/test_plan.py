@@ -25,6 +25,7 @@ from mrpo.plan.learner_memory import (
     PERSISTENT_ELEMENTS,
     RankMemory,
     RankSettings,
+    accumulated_element,
     rank_memory,
 )
 from mrpo.plan.memory import GIB, Part
@@ -68,14 +69,14 @@ def rank_at(stage: int, ranks: int, **learner: Any) -> RankMemory:
 
 
 def test_zero_divides_what_the_paper_says() -> None:
-    """arXiv 1910.02054, figure 1, in bfloat16: 2 P of weights, 2 P of gradients, 12 P of optimizer over N ranks."""
+    """arXiv 1910.02054, figure 1, in bfloat16: 2 P of weights, 12 P of optimizer over N ranks; 4 P of gradients' sums."""
     size = 7_944_373_760
     alone, second = rank_at(2, 1).resting.parts, rank_at(2, 4).resting.parts
     assert alone[Part.WEIGHTS] == second[Part.WEIGHTS] == 2 * size
     assert alone[Part.OPTIMIZER] == 12 * size
     assert second[Part.OPTIMIZER] == 3 * size
     third = rank_at(3, 4).resting.parts
-    assert third[Part.OPTIMIZER] == 3 * size and third[Part.GRADIENTS] == size // 2
+    assert third[Part.OPTIMIZER] == 3 * size and third[Part.GRADIENTS] == size
     # Norms and biases, below 100,000 elements each, stay whole on every rank.
     small = rank_at(3, 4).counts.small
     assert 0 < small < 2e-3 * size
@@ -86,6 +87,9 @@ def test_buckets_are_those_of_the_learner() -> None:
     from learner import zero_config
 
     assert (zero_config.BUCKET_ELEMENTS, zero_config.PERSISTENT_ELEMENTS) == (BUCKET_ELEMENTS, PERSISTENT_ELEMENTS)
+    for stage, offload in product((1, 2, 3), (False, True)):
+        learner = LearnerConfig(zero_stage=stage, cpu_offload=offload)
+        assert (accumulated_element(learner, 2) == 4) == zero_config.accumulates_in_float32(learner)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
