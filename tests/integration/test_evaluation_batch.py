@@ -12,10 +12,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from judge_server import CORRECT, Answer, Received, ScriptedServer, reply
-
 from mrpo.eval.store import RESULTS_FILE
 from mrpo.rows import read_rows
+from tests.integration.judge_server import CORRECT, Answer, Received, ScriptedServer, reply
 from tests.unit.test_eval_command import RIGHT, prepared
 
 PATIENCE_S = 300.0

@@ -9,8 +9,6 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-from judge_server import Answer, Received, ScriptedServer, all_ones, marks, reply
-
 from judge.client import JudgeClient
 from judge.local_server import LocalServer
 from judge.rubric import RUBRIC
@@ -18,6 +16,7 @@ from mrpo.calibration.attacks import Attack, attacks
 from mrpo.choices import JudgeKind, StructuredReply
 from mrpo.config import JudgeConfig, ProviderConfig
 from mrpo.types import FailureReason, JudgeFailure, Verdicts
+from tests.integration.judge_server import Answer, Received, ScriptedServer, all_ones, marks, reply
 
 # What chat templates of served models are made of; none of it may stand in a message.
 MARKS = re.compile(r"<\||\|?><|</?[a-z_]|\[/?[A-Z]|<<SYS|<start_of_turn|<\uff5c", re.IGNORECASE)

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import pytest
-from judge_server import Answer, Received, ScriptedServer, marks, reply
 
 from judge.accounting import KnownRuling
 from judge.local_server import LocalServer
@@ -17,6 +16,7 @@ from mrpo.judge_canaries import CanaryJudge
 from mrpo.judge_spending import SpendingLedger
 from mrpo.phantom.language import Belief, QuestionKind, write_answer, write_steps
 from mrpo.types import AnswerRequest, JudgeRequest, Verdicts
+from tests.integration.judge_server import Answer, Received, ScriptedServer, marks, reply
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
 TRUTH = Belief(modality="CT", organ="liver", side="left", half="upper", num_lesions=2, marker=False)
