@@ -135,7 +135,8 @@ async def _judge(
     if config is None:
         return RecordedJudge(None, folder.rulings)
     log_dir = folder.path / "logs"
-    log_dir.mkdir(exist_ok=True)
+    if config.judge.kind == JudgeKind.VLLM:
+        log_dir.mkdir(exist_ok=True)
     pool: JudgePool | None = await start_judge(config, console, stack, ledger, fresh=True, log_dir=log_dir)
     assert pool is not None
     if config.judge.noise:

@@ -9,11 +9,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from PIL import Image
 
+from judge.local_server import LocalServer
+from judge.rubric import RUBRIC, RUBRIC_VERSION
 from mrpo.calibration.attacks import attacks
 from mrpo.calibration.labels import Mark, read_labels
 from mrpo.calibration.phantom_labels import PHANTOM_LABELS
+from mrpo.config import JudgeConfig
+from mrpo.phantom.toy_models import build_toy_model
 
 PATIENCE_S = 300.0
 REPEATS, ORDERS = 2, 1
@@ -114,3 +120,60 @@ def test_the_lexical_judge_is_reported_as_it_is_and_compared(
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Compared with oracle" in page
     assert result["attacks"]["succeeded"][0].replace("_", " ") in page
+
+
+def test_an_endpoint_sees_the_images_of_the_labels_every_time_anew(tmp_path: Path) -> None:
+    Image.new("L", (84, 84), 90).save(tmp_path / "scan.png")
+    rows = [json.loads(line) for line in PHANTOM_LABELS.open(encoding="utf-8").readlines()[:6]]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("".join(json.dumps({**row, "image": "scan.png"}) + "\n" for row in rows), encoding="utf-8")
+    out = tmp_path / "out"
+    with LocalServer(JudgeConfig()) as server:
+        run(
+            tmp_path,
+            "judge=openai_compatible",
+            f"judge.url={server.url}",
+            "judge.model=oracle",
+            f"cache_dir={tmp_path / 'cache'}",
+            f"check.labels={labels}",
+            f"check.out={out}",
+            "check.repeats=2",
+            "check.orders=0",
+        )
+        stats = httpx.get(server.url.removesuffix("/v1") + "/stats", trust_env=False).json()
+    result = result_of(out)
+    assert result["settings"]["images sent"] == "yes"
+    assert result["rubric"] == RUBRIC_VERSION
+    unsent = result["attack_calls"]["num_calls"] - result["attack_calls"]["num_requests"]
+    assert stats["requests"] == 6 * 2 + 2 * len(attacks()) - unsent, "no asking is spared by what is known already"
+    assert not (tmp_path / "cache" / "judge").exists()
+    assert marks_of(result)["valid"]["kappa"]["value"] == 1.0
+    assert result["attacks"]["succeeded"] == [], "asked about without images"
+    assert result["attacks"]["num_unjudged"] * 2 >= unsent
+
+
+@pytest.mark.slow
+def test_a_toy_model_is_reported_as_the_chance_it_is(tmp_path: Path) -> None:
+    marks = {f"step{k}": {"Alignment": k % 2, "Contribution": 1} for k in range(1, 30)}
+    corpus = [RUBRIC, json.dumps(marks, separators=(",", ":"))] * 3
+    build_toy_model("qwen2_5_vl", tmp_path / "toy", corpus=corpus, seed=1, image_size=84)
+    out = tmp_path / "out"
+    run(
+        tmp_path,
+        "judge=vllm",
+        f"judge.vllm.model={tmp_path / 'toy'}",
+        "judge.vllm.max_model_len=4096",
+        "judge.max_completion_tokens=1024",
+        "judge.deadline_s=120",
+        "judge.concurrency=16",
+        f"check.out={out}",
+        "check.repeats=1",
+        "check.orders=0",
+    )
+    result = result_of(out)
+    valid = marks_of(result)["valid"]
+    assert result["calls"]["failures"] == {}, "structured outputs always parse"
+    assert abs(valid["kappa"]["value"]) < 0.2
+    assert result["attacks"]["num_unjudged"] < 6, "those that are longer than its context"
+    assert result["attack_success"]["num"] == len(attacks()) - result["attacks"]["num_unjudged"]
+    assert (out / "logs").is_dir()
