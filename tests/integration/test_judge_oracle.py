@@ -18,11 +18,11 @@ import pytest
 from judge_server import judge_request
 from PIL import Image
 
+from judge.client import JudgeClient
 from judge.local_app import FaultPlan
 from judge.local_server import LocalServer, app_of
 from judge.prompts import step_prompt
 from judge.request import build_body
-from judge.worker import JudgeWorker
 from mrpo.config import JudgeConfig, OracleConfig
 from mrpo.errors import ConfigError, JudgeUnavailableError
 from mrpo.phantom.language import Belief, QuestionKind, rule_steps, write_answer, write_steps
@@ -82,9 +82,14 @@ def judge_all(
     config: JudgeConfig, requests: Sequence[JudgeRequest | AnswerRequest], *, concurrency: int = 16
 ) -> list[Judgement | AnswerJudgement]:
     async def scenario() -> list[Judgement | AnswerJudgement]:
-        worker = JudgeWorker(config, concurrency=concurrency, limiter=None)
-        served = await asyncio.gather(*(worker.rule(request, config.max_attempts) for request in requests))
-        return [item.judgement for item in served]
+        client = JudgeClient(config, concurrency=concurrency)
+        try:
+            served = await asyncio.gather(
+                *(client.serve(request, max_attempts=config.max_attempts) for request in requests)
+            )
+            return [item.judgement for item in served]
+        finally:
+            await client.close()
 
     return asyncio.run(scenario())
 
