@@ -33,6 +33,7 @@ from mrpo.types import Judgement, Verdicts
 from tests.integration.judge_server import answer_request, judge_request
 from tests.integration.judge_toys import IMAGE_SIZE, toy_judge
 
+pytestmark = pytest.mark.timeout(900)
 START_TIMEOUT_S = 600.0
 MAX_STEPS = 12
 JSON = {"content-type": "application/json"}
