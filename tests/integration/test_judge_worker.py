@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from judge_server import ScriptedServer, closed_port, judge_request, marks, repl
 from PIL import Image
 from ray.exceptions import RayActorError
 
-from judge.accounting import Served
+from judge.accounting import RequestUsage, Served
 from judge.actor_link import ActorLink, ActorLost
 from judge.availability import Event, Opened
 from judge.worker import GATHER_S, Ended, JudgeWorker, Order
@@ -70,6 +70,7 @@ class Handle:
         self._worker: JudgeWorker | None = make()
         self._dies: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.num_calls: dict[str, int] = {}
+        self.give_up_is_lost = False
 
     def __getattr__(self, name: str) -> Method:
         return Method(self, name)
@@ -78,6 +79,8 @@ class Handle:
         self.num_calls[name] = self.num_calls.get(name, 0) + 1
         if self._worker is None:
             raise RayActorError()
+        if name == "give_up" and self.give_up_is_lost:
+            return None
         call = asyncio.ensure_future(getattr(self._worker, name)(*args))
         await asyncio.wait({call, self._dies}, return_when=asyncio.FIRST_COMPLETED)
         if not call.done():
@@ -97,6 +100,11 @@ class Handle:
 def link_of(handle: Any, events: list[Event] | None = None, open_now: Callable[[], list[int]] = list) -> ActorLink:
     heard: list[Event] = [] if events is None else events
     return ActorLink(handle, "judge actor 0", on_event=heard.append, on_up=lambda: None, open_now=open_now)
+
+
+def unasked(requests: Sequence[RequestUsage] | None) -> None:
+    """Of calls that nobody gives up."""
+    raise AssertionError(requests)
 
 
 @pytest.mark.parametrize(
@@ -184,15 +192,17 @@ def test_a_new_session_drops_the_calls_and_listeners_of_the_one_before(image: st
     assert len(server.requests) == 3
 
 
-def test_a_call_given_up_frees_its_slot_and_is_not_told_of(image: str) -> None:
+def test_a_call_given_up_frees_its_slot_and_tells_what_it_had_sent(image: str) -> None:
     async def scenario(url: str) -> None:
         worker = JudgeWorker(JudgeConfig(url=url, model="m"), concurrency=1, limiter=None)
         await worker.begin(1, [])
-        await worker.take(1, orders(image, 1, 2))
+        await worker.take(1, orders(image, 1, 2, 3))
         while not server.requests:
             await asyncio.sleep(0.01)
-        await worker.give_up([1, 77])
-        assert [item.number for item in await ended(worker, 1, 1)] == [2]
+        await worker.give_up([1, 3, 77])
+        given_up, unsent, ruled = sorted(await ended(worker, 1, 3), key=lambda item: item.number != 1)
+        assert (given_up.number, len(given_up.given_up or ()), given_up.served) == (1, 1, None)
+        assert {item.number: item.given_up for item in (unsent, ruled)} == {2: None, 3: ()}
 
     with ScriptedServer(lambda number, _: reply(GOOD, delay_s=8.0 if number == 0 else 0.0)) as server:
         asyncio.run(scenario(server.url))
@@ -230,7 +240,9 @@ async def test_calls_of_a_moment_share_a_message(image: str) -> None:
         handle = Handle(lambda: worker_of(server.url))
         link = link_of(handle)
         await link.start()
-        served = await asyncio.gather(*(link.rule(judge_request(image, key=str(n)), 4, None) for n in range(100)))
+        served = await asyncio.gather(
+            *(link.rule(judge_request(image, key=str(n)), 4, None, unasked) for n in range(100))
+        )
         assert [item.judgement.key for item in served] == [str(number) for number in range(100)]
         assert handle.num_calls["take"] == 2  # at most 64 a message
         assert handle.num_calls["news"] < 60
@@ -244,7 +256,7 @@ async def test_calls_of_a_lost_actor_end_as_lost_and_it_serves_again(image: str)
         handle = Handle(lambda: worker_of(server.url))
         link = link_of(handle)
         await link.start()
-        calls = [asyncio.create_task(link.rule(judge_request(image), 4, None)) for _ in range(5)]
+        calls = [asyncio.create_task(link.rule(judge_request(image), 4, None, unasked)) for _ in range(5)]
         while len(server.requests) < 5:
             await asyncio.sleep(0.01)
         handle.die()
@@ -254,7 +266,7 @@ async def test_calls_of_a_lost_actor_end_as_lost_and_it_serves_again(image: str)
         handle.come_up()
         while not link.is_up:
             await asyncio.sleep(0.05)
-        assert isinstance((await link.rule(judge_request(image), 4, None)).judgement.outcome, Verdicts)
+        assert isinstance((await link.rule(judge_request(image), 4, None, unasked)).judgement.outcome, Verdicts)
         link.close()
 
 
@@ -266,12 +278,12 @@ async def test_calls_sent_to_an_actor_that_died_and_came_up_unseen_are_lost_not_
         await link.start()
         handle.die()
         handle.come_up()  # before the link has heard that it died
-        call = asyncio.create_task(link.rule(judge_request(image), 4, None))
+        call = asyncio.create_task(link.rule(judge_request(image), 4, None, unasked))
         with pytest.raises(ActorLost):
             await asyncio.wait_for(call, 5.0)
         while not link.is_up:
             await asyncio.sleep(0.05)
-        assert isinstance((await link.rule(judge_request(image), 4, None)).judgement.outcome, Verdicts)
+        assert isinstance((await link.rule(judge_request(image), 4, None, unasked)).judgement.outcome, Verdicts)
         link.close()
 
 
@@ -287,7 +299,7 @@ async def test_an_actor_that_comes_up_again_learns_which_circuits_are_open(image
         handle.come_up()
         while handle.num_calls["begin"] < 2 or not link.is_up:
             await asyncio.sleep(0.05)
-        served = await link.rule(judge_request(image), 4, None)
+        served = await link.rule(judge_request(image), 4, None, unasked)
         link.close()
     assert served.out
     assert server.requests == []
@@ -296,14 +308,41 @@ async def test_an_actor_that_comes_up_again_learns_which_circuits_are_open(image
 @pytest.mark.asyncio
 async def test_a_call_given_up_at_once_does_not_hold_its_slot(image: str) -> None:
     """The message that gives it up must not overtake the one that it travels in."""
+    told: list[Sequence[RequestUsage] | None] = []
     with ScriptedServer(lambda _, received: reply(GOOD, delay_s=20.0 if b"Slow." in received.body else 0.0)) as server:
         handle = Handle(lambda: JudgeWorker(JudgeConfig(url=server.url, model="m"), concurrency=1, limiter=None))
         link = link_of(handle)
         await link.start()
-        call = asyncio.create_task(link.rule(judge_request(image, ["Slow.", "A CT."]), 4, None))
+        call = asyncio.create_task(link.rule(judge_request(image, ["Slow.", "A CT."]), 4, None, told.append))
         await asyncio.sleep(0)  # it is in the queue
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert isinstance(await asyncio.wait_for(link.rule(judge_request(image), 4, None), 5.0), Served)
+        served = await asyncio.wait_for(link.rule(judge_request(image), 4, None, unasked), 5.0)
+        assert isinstance(served, Served)
+        assert told == [()]
         link.close()
+
+
+@pytest.mark.asyncio
+async def test_what_a_given_up_call_had_sent_is_told_once_whether_its_actor_lives_or_not(image: str) -> None:
+    told: list[Sequence[RequestUsage] | None] = []
+    with ScriptedServer(lambda *_: reply(GOOD, delay_s=20.0)) as server:
+        handle = Handle(lambda: worker_of(server.url))
+        link = link_of(handle)
+        await link.start()
+        for _ in range(2):
+            call = asyncio.create_task(link.rule(judge_request(image), 4, None, told.append))
+            number = len(server.requests)
+            while len(server.requests) == number:
+                await asyncio.sleep(0.01)
+            if told:
+                handle.give_up_is_lost = True
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            if handle.give_up_is_lost:
+                handle.die()
+            while len(told) == number:
+                await asyncio.sleep(0.01)
+        link.close()
+    assert [None if requests is None else len(requests) for requests in told] == [1, None]
