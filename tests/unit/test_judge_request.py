@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judge.answer_rubric import ANSWER_RUBRIC, ANSWER_RUBRIC_VERSION
+from judge.local_app import read_user_data
 from judge.prompts import Prompt, answer_prompt, step_prompt
 from judge.request import build_body, estimate_tokens
 from judge.rubric import RUBRIC, RUBRIC_VERSION
@@ -181,3 +184,23 @@ def test_special_tokens_and_the_unseen_are_escaped_and_stay_what_they_are(text: 
     written = body_of(request_of([text]))["messages"][1]["content"][0]["text"]
     assert sent in written
     assert json.loads(written)["steps"] == {"step1": text}
+
+
+@pytest.mark.parametrize("system_role", [True, False])
+def test_the_image_may_stand_before_the_data_and_the_data_are_found_all_the_same(system_role: bool) -> None:
+    config = replace(CONFIG, provider=replace(CONFIG.provider, image_first=True, system_role=system_role))
+    body = build_body(prompt_of(request_of(["a"])), config, model="m", image_url=IMAGE_URL)
+    parts = [part["type"] for part in json.loads(body)["messages"][-1]["content"]]
+    assert parts == (["image_url", "text"] if system_role else ["text", "image_url", "text"])
+    assert read_user_data(body)["steps"] == {"step1": "a"}
+
+
+def test_completions_of_one_question_differ_behind_everything_they_share() -> None:
+    config = replace(CONFIG, provider=replace(CONFIG.provider, image_first=True))
+    bodies = [
+        build_body(prompt_of(request_of([step])), config, model="m", image_url=IMAGE_URL).decode("ascii")
+        for step in ("a", "b")
+    ]
+    shared = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*bodies, strict=False)))
+    assert IMAGE_URL in shared and "gold_rationale" in shared
+    assert shared.endswith('"step1\\": \\"')
