@@ -17,7 +17,6 @@ from judge.answer_rubric import ANSWER_RUBRIC
 from judge.client import JudgeClient
 from judge.local_server import LocalServer
 from judge.pool import RayJudgePool
-from judge.worker import JudgeWorker
 from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig, LexicalConfig
 from mrpo.types import (
@@ -137,9 +136,10 @@ def test_the_wait_for_a_slot_is_told_from_the_judges_own_time(image: str) -> Non
     """Three calls of 0.3 s through one slot: each takes 0.3 s once it is sent, however long it waited before."""
 
     async def scenario(url: str) -> list[Judgement | AnswerJudgement]:
-        worker = JudgeWorker(config_of(url), concurrency=1, limiter=None)
+        client = JudgeClient(config_of(url), concurrency=1)
         requests = [answer_request(image), judge_request(image), answer_request(image)]
-        return [served.judgement for served in await asyncio.gather(*(worker.rule(item, 1) for item in requests))]
+        calls = (client.serve(item, max_attempts=1) for item in requests)
+        return [served.judgement for served in await asyncio.gather(*calls)]
 
     with ScriptedServer(lambda _, received: _later(all_ones(received))) as server:
         judgements = asyncio.run(scenario(server.url))
@@ -206,8 +206,9 @@ def test_the_lexical_judge_serves_any_question(lexical: LocalServer, image: str)
     ]
 
     async def scenario() -> list[Judgement | AnswerJudgement]:
-        worker = JudgeWorker(lexical.endpoint(), concurrency=2, limiter=None)
-        served = await asyncio.gather(*(worker.rule(request, 1) for request in (steps, *answers)))
+        client = JudgeClient(lexical.endpoint(), concurrency=2)
+        calls = (client.serve(request, max_attempts=1) for request in (steps, *answers))
+        served = await asyncio.gather(*calls)
         return [item.judgement for item in served]
 
     ruling, right, wrong = asyncio.run(scenario())
