@@ -37,8 +37,8 @@ def assert_accounts_agree(load: Load, number: int, *, is_hedged: bool = False) -
     assert (load.tally.open, load.tally.broken, load.tally.known) == (0, 0, 0)
     made = sum(judgement.attempts for judgement in load.judgements)
     assert made == load.requests_spent == load.told.total()
-    # A hedge may be given up before it has left: it is counted all the same.
-    assert 0 <= made - len(load.seen.arrived_s) <= (0.02 * made if is_hedged else 0)
+    # A request is counted before it leaves; a hedge may be given up before, or the deadline end on a busy machine.
+    assert 0 <= made - len(load.seen.arrived_s) <= (0.02 if is_hedged else 0.005) * made
 
 
 def test_every_call_ends_once_and_concurrency_holds(image: str) -> None:

@@ -58,7 +58,8 @@ def log_load() -> bool:
     cpu_ms = 1000 * (free.worker_cpu_s + free.driver_cpu_s) / NUMBER
     return (
         all(load.tally.open == 0 and load.tally.ruled + load.tally.failed.total() == NUMBER for load in (free, rated))
-        and all(load.requests_spent == len(load.seen.arrived_s) for load in (free, rated))
+        # A request is counted before it leaves, and on a busy machine the deadline may come first.
+        and all(0 <= load.requests_spent - len(load.seen.arrived_s) <= 0.005 * NUMBER for load in (free, rated))
         and max(load.seen.max_in_flight for load in (free, rated)) <= CONCURRENCY
         and rated.seen.most_within(60.0) * TOKENS <= TOKENS_PER_MINUTE
         and free.utilisation >= MIN_UTILISATION
