@@ -17,6 +17,7 @@ from mrpo.eval import identity as subject
 from mrpo.eval.__main__ import prepare_job
 from mrpo.eval.identity import evaluation_identity
 from mrpo.types import Example
+from tests.unit.checkpoint_folders import SHARDS, write_checkpoint
 
 
 def prepared(root: Path) -> None:
@@ -28,10 +29,8 @@ def prepared(root: Path) -> None:
     ask(root, "a.png", "Which side?")
     (folder / "manifest.json").write_text(json.dumps({"open_rule": "non_yes_no"}))
     (folder / "images.sha256").write_text("0  images/a.png\n")
-    (root / "toy").mkdir()
-    for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json", "adapter_model.bin"):
-        (root / "toy" / name).write_text("{}")
-    (root / "toy" / "config.json").write_text('{"model_type": "qwen2_5_vl", "vocab_size": 7}')
+    write_checkpoint(root / "toy")
+    (root / "toy" / "adapter_model.bin").write_bytes(b"7")
     (root / "outputs.json").write_text('{"q": "right"}')
 
 
@@ -63,17 +62,24 @@ def identity(root: Path, *overrides: str, source: str = "model=toy") -> dict[str
 
 
 @pytest.mark.parametrize(
-    "file",
+    ("file", "old", "new"),
     [
-        *("toy/model.safetensors", "toy/config.json", "toy/tokenizer.json", "toy/preprocessor_config.json"),
-        *("toy/adapter_model.bin", "vqa_rad/images.sha256"),
+        (f"toy/{SHARDS[0]}", b"\x80?", b"\x80@"),
+        ("toy/config.json", b'": "', b'" :"'),
+        ("toy/tokenizer.json", b'"id": 0', b'"id": 5'),
+        ("toy/preprocessor_config.json", b"{}", b"[]"),
+        ("toy/adapter_model.bin", b"7", b"8"),
+        ("vqa_rad/images.sha256", b"0 ", b"1 "),
     ],
 )
-def test_another_content_of_the_same_size_is_another_evaluation(tmp_path: Path, file: str) -> None:
+def test_another_content_of_the_same_size_is_another_evaluation(
+    tmp_path: Path, file: str, old: bytes, new: bytes
+) -> None:
     prepared(tmp_path)
     before, times = identity(tmp_path), (tmp_path / file).stat()
-    text = (tmp_path / file).read_text()
-    (tmp_path / file).write_text(text.replace("{}", "[]").replace(" 7}", " 8}").replace("0 ", "1 "))
+    content = (tmp_path / file).read_bytes()
+    assert old in content
+    (tmp_path / file).write_bytes(content.replace(old, new))
     os.utime(tmp_path / file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert (tmp_path / file).stat().st_size == times.st_size
     assert identity(tmp_path) != before
