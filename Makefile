@@ -22,7 +22,7 @@ GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where
 OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT LABELS TEMPLATE)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
-.PHONY: help setup train plan sft models convert ablation data eval judge-check report test test-all test-gpu check format bench clean
+.PHONY: help setup train plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
