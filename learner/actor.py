@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from learner.distributed import threads_of_rank
 from learner.spec import LearnerSpec
 from mrpo.choices import LoraTransfer, WeightTransfer
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
@@ -30,8 +32,22 @@ class LearnerActor:
 
         return ray.util.get_node_ip_address(), free_port()
 
-    def start(self, address: str, port: int) -> None:
-        """Join the group and build the rank; returns when all ranks have."""
+    def node(self) -> str:
+        """Ray's id of the machine this rank is on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def start(self, address: str, port: int, nodes: Sequence[str]) -> None:
+        """Join the group and build the rank; returns when all ranks have.
+
+        Args:
+            address: of rank 0's host.
+            port: there.
+            nodes: the machine of every rank.
+        """
+        num_threads = threads_of_rank(self._spec.learner, ranks_on_node=nodes.count(nodes[self._rank_number]))
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray has set it to the actor's CPUs; torch reads it below
         from transformers.utils import logging as transformers_logging
 
         from learner.distributed import join_group
@@ -43,7 +59,9 @@ class LearnerActor:
             rank=self._rank_number, world_size=world_size, address=address, port=port, device=self._spec.device
         )
         with self._leaving_gpu_memory():
-            self._rank = build_rank(self._spec, rank=self._rank_number, world_size=world_size, device=device)
+            self._rank = build_rank(
+                self._spec, rank=self._rank_number, world_size=world_size, device=device, num_threads=num_threads
+            )
 
     def connect(self, engines: Sequence[Any], kind: WeightTransfer, ranks_per_engine: int) -> None:
         """Meet the engines that will receive weights."""

@@ -24,25 +24,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def threads_of_rank(learner: LearnerConfig) -> int:
-    """Torch threads of a rank on CPU: as configured, or this machine's cores shared among the ranks.
+def threads_of_rank(learner: LearnerConfig, *, ranks_on_node: int) -> int:
+    """Torch threads of a rank: as configured, or the cores of the machine it is on shared among the ranks there.
 
-    Ray gives an actor that claims one CPU one thread; but while the learner works, the engines wait for it.
+    Ray gives an actor that claims one CPU one thread; but while the learner works, the engines wait for it. Beside GPUs
+    these threads step the optimizer under offload.
     """
-    return learner.num_threads or max(1, (os.cpu_count() or 1) // learner.num_ranks)
+    return learner.num_threads or max(1, (os.cpu_count() or 1) // ranks_on_node)
 
 
-def environment(device: Device, num_threads: int) -> dict[str, str]:
-    """Variables a rank's process needs before it imports torch or DeepSpeed.
-
-    Args:
-        device: where the rank computes.
-        num_threads: of torch on CPU.
-    """
+def environment(device: Device) -> dict[str, str]:
+    """Variables a rank's process needs before it imports torch or DeepSpeed."""
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if device == Device.CPU:
         variables["DS_ACCELERATOR"] = "cpu"
-        variables["OMP_NUM_THREADS"] = str(num_threads)
     return variables
 
 

@@ -5,9 +5,10 @@ vLLM is imported only here and only when used: importing it takes ten seconds.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +20,8 @@ from learner.distributed import free_port
 from learner.weight_source import WeightMeta, WeightSource
 from learner.weight_sync import RayWeightSyncClient, SyncStats
 from mrpo.errors import MRPOError
+
+log = logging.getLogger(__name__)
 
 
 class _GpuSender:
@@ -93,6 +96,7 @@ class NcclSender(_GpuSender):
         with ThreadPoolExecutor(max_workers=1) as engines:
             # Engines take part in the broadcast while they answer this call.
             received = engines.submit(self._client.update_weights, info)
+            received.add_done_callback(_log_failure)
             arguments = NCCLTrainerSendWeightsArgs(
                 group=self._group, packed=True, packed_buffer_size_bytes=self._bucket_bytes
             )
@@ -100,6 +104,13 @@ class NcclSender(_GpuSender):
             torch.cuda.synchronize()
             received.result()
         self._client.finish_weight_update()
+
+
+def _log_failure(received: Future[None]) -> None:
+    """Say at once why: without an engine the broadcast may never end, and the group's timeout knows no cause."""
+    error = received.exception()
+    if error is not None:
+        log.error("the weight update fails: %s", error)
 
 
 class IpcSender(_GpuSender):

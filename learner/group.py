@@ -12,10 +12,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.actor import LearnerActor
-from learner.distributed import environment, threads_of_rank
+from learner.distributed import environment
 from learner.spec import LearnerSpec
 from mrpo.choices import Device, WeightTransfer
-from mrpo.errors import MRPOError, ResourceError
+from mrpo.errors import MRPOError, ResourceError, WeightSyncError
 from mrpo.placement import Seat
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
@@ -49,8 +49,9 @@ class DeepSpeedLearner:
             async with asyncio.timeout(timeout_s):
                 seats = self._seats or await self._own_seats()
                 self._ranks = [self._actor(rank, seat, resources) for rank, seat in enumerate(seats)]
+                nodes = await self._all("node")
                 address, port = await self._ranks[0].rendezvous.remote()
-                await self._all("start", address, port)
+                await self._all("start", address, port, nodes)
         except TimeoutError:
             placed = bool(self._ranks)
             await self.close()
@@ -82,7 +83,7 @@ class DeepSpeedLearner:
                 num_cpus=resources["CPU"],
                 num_gpus=seat.num_gpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(seat.group, seat.bundle),
-                runtime_env={"env_vars": environment(self._spec.device, threads_of_rank(self._spec.learner))},
+                runtime_env={"env_vars": environment(self._spec.device)},
             )
             .remote(self._spec, rank)
         )
@@ -135,9 +136,20 @@ class DeepSpeedLearner:
         """Send the current weights to all engines.
 
         Raises:
-            WeightSyncError: an engine refused them.
+            WeightSyncError: an engine refused them, or they did not arrive in time; the ranks are stopped then.
         """
-        stats = (await self._all("publish"))[0]
+        timeout_s = self._spec.learner.publish_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                stats = (await self._all("publish"))[0]
+        except TimeoutError:
+            # An engine that fails in the middle of a broadcast leaves rank 0 waiting for it on the GPU.
+            self._kill_ranks()
+            raise WeightSyncError(
+                f"weights were not with all engines within learner.publish_timeout_s={timeout_s:g} s, and the learner "
+                "was stopped: most likely an engine failed in the middle of the transfer, which its log says "
+                "(logs/engine-N.log in the run folder); where the network is slow, raise it. Then resume=<this run>"
+            ) from None
         return {"bytes": float(stats.num_bytes), "buckets": float(stats.num_buckets), "seconds": stats.seconds}
 
     async def save(self, folder: str) -> None:
@@ -154,20 +166,24 @@ class DeepSpeedLearner:
         if leaving:
             # A rank that is stuck or dead must not keep the others: what is left is killed.
             await asyncio.wait([asyncio.ensure_future(_settled(call)) for call in leaving], timeout=CLOSE_TIMEOUT_S)
-        for rank in self._ranks:
-            ray.kill(rank)
-        self._ranks = []
+        self._kill_ranks()
         if self._placement is not None:
             remove_placement_group(self._placement)
             self._placement = None
+
+    def _kill_ranks(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
         """Call every rank and wait for all; an error of our own leaves the actor boundary as itself.
 
         Raises:
-            MRPOError: what a rank raised, or that a rank died.
+            MRPOError: what a rank raised, or that a rank died; there are no ranks (any more).
         """
-        assert self._ranks, "start() comes first"
+        if not self._ranks:
+            raise MRPOError(f"the learner's ranks are not running, and cannot {method}")
         calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
         try:
             return list(await asyncio.gather(*calls))

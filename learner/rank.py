@@ -54,15 +54,21 @@ class Rank:
         return self.policy.model
 
 
-def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.device) -> Rank:
+def build_rank(spec: LearnerSpec, *, rank: int, world_size: int, device: torch.device, num_threads: int = 0) -> Rank:
     """Load the model, put adapters on it where `spec.lora` asks for them, hand it to DeepSpeed and make the reference.
+
+    Args:
+        spec: what the rank is built from.
+        rank: its number.
+        world_size: of the group.
+        device: where it computes.
+        num_threads: of torch on the CPU; 0: as if all ranks were on this machine.
 
     Raises:
         ConfigError: unsupported family, dtype or combination of settings.
     """
     learner = spec.learner
-    if device.type == "cpu":
-        torch.set_num_threads(threads_of_rank(learner))
+    torch.set_num_threads(num_threads or threads_of_rank(learner, ranks_on_node=world_size))
     seed_everything(spec.seed)
     family = family_in(spec.model_folder)
     dtype = torch_dtype(learner.dtype, device)

@@ -42,9 +42,10 @@ class LearnerConfig:
     max_grad_norm: Positive = 1.0
     tokens_per_micro_batch: PositiveInt = 4096  # of all its samples, prompt and completion; there is no padding
     logprob_chunk_tokens: PositiveInt = 2048  # tokens whose logits exist at one time
-    num_threads: NonNegativeInt = 0  # torch threads of a rank on CPU; 0: the machine's cores shared among the ranks
+    num_threads: NonNegativeInt = 0  # torch threads of a rank on CPU; 0: its machine's cores shared among ranks there
     bucket_mib: Positive = 64.0  # weights are published in buckets of about this size
     start_timeout_s: Positive = 300.0
+    publish_timeout_s: Positive = 600.0  # of one transfer of weights to the engines; 16 GB at 1 Gbit/s take 130 s
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)

@@ -5,6 +5,7 @@ The transports themselves run in tests/gpu.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +88,30 @@ def test_a_refused_start_leaves_no_rank_waiting_for_the_gathers_of_this_one() ->
     with pytest.raises(WeightSyncError, match="on fire"):
         sender.send()
     assert source.num_gathered == 3
+
+
+def test_an_engine_that_fails_in_a_broadcast_is_named_although_the_broadcast_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NCCL's collective does not end without the engine, so that only the log can say why the timeout comes."""
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+    class Failing(Refusing):
+        def start_weight_update(self) -> None: ...
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            raise WeightSyncError("engine on fire")
+
+    def broadcast(*_: Any) -> None:
+        deadline = time.monotonic() + 60.0
+        while "engine on fire" not in caplog.text:
+            assert time.monotonic() < deadline, "nothing was said while the broadcast waits"
+            time.sleep(0.01)
+
+    monkeypatch.setattr(NCCLWeightTransferEngine, "trainer_send_weights", staticmethod(broadcast))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with pytest.raises(WeightSyncError, match="on fire"):
+        NcclSender(Failing(), Three(), bucket_bytes=1024, is_sender=True).send()
 
 
 def test_ranks_that_do_not_send_run_along() -> None:

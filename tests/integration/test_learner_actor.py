@@ -43,6 +43,7 @@ def test_a_shared_gpu_gets_its_cached_memory_back_after_every_call(
     """PyTorch's cache of a GPU is emptied whatever the call was, and however it ended."""
     build_world(tmp_path)
     device()  # the process group that the actor would join
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else `start` would leave it behind
     emptied: list[str] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("emptied"))
     samples = completions(tmp_path, num_groups=1)
@@ -52,7 +53,7 @@ def test_a_shared_gpu_gets_its_cached_memory_back_after_every_call(
     folder = tmp_path / "saved"
     folder.mkdir()
     calls: dict[str, Callable[[], object]] = {
-        "start": lambda: actor.start("127.0.0.1", free_port()),
+        "start": lambda: actor.start("127.0.0.1", free_port(), ["here"]),
         "warm_start": lambda: actor.warm_start(examples, 1, 1, 1e-3, 0),
         "step": lambda: actor.step(samples, 0.0),
         "score": lambda: actor.score(to_score(samples)),
@@ -68,3 +69,20 @@ def test_a_shared_gpu_gets_its_cached_memory_back_after_every_call(
     with pytest.raises(ValueError, match="cannot read image"):
         actor.step([bad], 0.0)
     assert len(emptied) == (1 if shares_gpu else 0)
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(0, 8), (3, 3)])
+def test_a_rank_computes_with_its_share_of_its_own_machines_cores(
+    configured: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever Ray has given the actor, and on GPUs too, where the optimizer may be on the CPU."""
+    build_world(tmp_path)
+    device()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    before = torch.get_num_threads()
+    try:
+        LearnerActor(spec(tmp_path, num_threads=configured), 0).start("127.0.0.1", free_port(), ["a", "b", "a"])
+        assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]) == (expected, str(expected))
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from learner.group import DeepSpeedLearner
 from learner.spec import LearnerSpec
 from learner.step import score, train_step
 from mrpo.choices import WeightTransfer
-from mrpo.errors import ConfigError, DataError, NonFiniteError, ResourceError, WeightSyncError
+from mrpo.errors import ConfigError, DataError, MRPOError, NonFiniteError, ResourceError, WeightSyncError
 from mrpo.types import LearnStats
 from tests.integration.learner_world import (
     build_world,
@@ -125,6 +126,23 @@ async def check_weights(learner: DeepSpeedLearner, folder: Path) -> None:
         await learner.publish()
     _, _, paths = await receivers[0].report.remote()
     assert not any(Path(path).exists() for path in paths)
+
+
+def test_an_engine_that_hangs_in_a_transfer_ends_it_with_the_place_to_look(world: Path) -> None:
+    """As an engine does that dies in the middle of a broadcast: the ranks would wait for it for an hour."""
+
+    async def publish(learner: DeepSpeedLearner) -> None:
+        receiver = ray.remote(receiver_class()).options(num_cpus=0).remote(hang=True)
+        await learner.connect([receiver], transfer=WeightTransfer.SHM)
+        started = time.monotonic()
+        with pytest.raises(WeightSyncError, match=r"publish_timeout_s=3 s, .*\(logs/engine-N\.log .*resume"):
+            await learner.publish()
+        assert time.monotonic() - started < 60.0
+        with pytest.raises(MRPOError, match="ranks are not running, and cannot save"):
+            await learner.save("nowhere")
+        ray.kill(receiver)
+
+    run(spec(world, publish_timeout_s=3.0), publish)
 
 
 def assert_same(mine: LearnStats, other: LearnStats) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import time
 import zlib
 from typing import Any
 
@@ -17,11 +18,12 @@ def receiver_class() -> type[Any]:
     class Receiver:
         """Has vLLM's four methods and keeps what they are given."""
 
-        def __init__(self, fail: bool = False) -> None:
+        def __init__(self, fail: bool = False, hang: bool = False) -> None:
             self.calls: list[str] = []
             self.weights: dict[str, torch.Tensor] = {}
             self.paths: list[str] = []
             self.fail = fail
+            self.hang = hang
 
         def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
             assert init_info == {"host": host_id()}
@@ -33,6 +35,8 @@ def receiver_class() -> type[Any]:
         def update_weights(self, update_info: dict[str, Any]) -> None:
             if self.fail:
                 raise RuntimeError("engine on fire")
+            if self.hang:
+                time.sleep(3600)
             with open(update_info["path"], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 data = bytearray(view[: update_info["num_bytes"]])
             assert zlib.crc32(data) == update_info["checksum"]

@@ -69,7 +69,7 @@ def rank_at(stage: int, ranks: int, **learner: Any) -> RankMemory:
 
 
 def test_zero_divides_what_the_paper_says() -> None:
-    """arXiv 1910.02054, figure 1, in bfloat16: 2 P of weights, 12 P of optimizer over N ranks; 4 P of gradients' sums."""
+    """arXiv 1910.02054, figure 1, in bfloat16: 2 P of weights, 12 P of optimizer over N ranks; gradients' sum: 4 P."""
     size = 7_944_373_760
     alone, second = rank_at(2, 1).resting.parts, rank_at(2, 4).resting.parts
     assert alone[Part.WEIGHTS] == second[Part.WEIGHTS] == 2 * size
