@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from mrpo.choices import JudgeKind
 from mrpo.config import EndpointConfig, JudgeConfig
 from mrpo.errors import ConfigError
 
@@ -44,6 +45,15 @@ def key_source(judge: JudgeConfig, endpoint: EndpointConfig) -> KeySource:
     if judge.api_key_file is not None:
         return KeySource(file=judge.api_key_file)
     return KeySource(variable=judge.api_key_env)
+
+
+def key_of(judge: JudgeConfig, endpoint: EndpointConfig) -> str | None:
+    """What an endpoint is shown; a judge of the run's own never sees a vendor's key.
+
+    Raises:
+        ConfigError: see `read_key`.
+    """
+    return read_key(key_source(judge, endpoint)) if judge.kind == JudgeKind.OPENAI_COMPATIBLE else None
 
 
 def read_key(source: KeySource) -> str | None:

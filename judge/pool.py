@@ -13,7 +13,7 @@ from judge.accountant import Accountant, Lease
 from judge.accounting import OnRequest, RequestUsage, Rulings, Served
 from judge.actor_link import ActorLost
 from judge.actors import JudgeActors, NoActor
-from judge.api_key import key_source, read_key
+from judge.api_key import key_of, key_source
 from judge.availability import Event, Opened
 from judge.circuits import Circuits
 from judge.ruling_key import rubric_version
@@ -28,7 +28,6 @@ Made = TypeVar("Made", Judgement, AnswerJudgement)
 
 MAX_LOSSES = 2  # actors that may die with a call before it is a failure: it might be what kills them
 OUT_PAUSE_S = 0.05  # an actor may know of an outage before the pool does
-BAD_REPLIES = (FailureReason.BAD_JSON, FailureReason.WRONG_COUNT)  # were read to their end, and paid for
 
 
 @dataclass(slots=True)
@@ -114,7 +113,7 @@ class RayJudgePool:
         for index, endpoint in enumerate(self._endpoints):
             source = key_source(self._config, endpoint)
             missing = [keys[index] for keys in found].count(False)
-            if missing and read_key(source) is not None:
+            if missing and key_of(self._config, endpoint) is not None:
                 raise ConfigError(
                     f"{source} is set here but not for {missing} of {len(found)} judge actors; "
                     "export it on every node before `ray start` (keys are never sent through Ray)"
@@ -184,13 +183,13 @@ class RayJudgePool:
 
     async def _call(self, request: JudgeRequest | AnswerRequest, made: type[Made], account: Account) -> Served:
         """Dispatch until there is a ruling or a failure that is the call's own, through outages and lost actors."""
-        losses = 0
+        losses, wanted = 0, self._config.max_attempts
         while True:
             admission = await self._circuits.admit()
             if admission.refusal is not None:
                 return _failed(made, request.key, FailureReason.TRANSPORT, admission.refusal, account)
             try:
-                served = await self._within_budget(request, made, admission.trial, account)
+                served = await self._within_budget(request, made, admission.trial, wanted, account)
             except NoActor as error:
                 return _failed(made, request.key, FailureReason.TRANSPORT, str(error), account)
             except ActorLost as error:
@@ -198,18 +197,26 @@ class RayJudgePool:
                 if losses >= MAX_LOSSES:
                     return _failed(made, request.key, FailureReason.TRANSPORT, str(error), account)
                 continue
-            if not served.out or self._config.on_outage == OutagePolicy.FAIL:
+            if not served.out:
+                wanted -= len(served.requests)
+                if served.more_after_s is None or wanted <= 0:
+                    return served
+                # It was the budget that allowed no further request: there may be one by now, or the budget is spent.
+                await asyncio.sleep(served.more_after_s)
+                continue
+            if self._config.on_outage == OutagePolicy.FAIL:
                 return served
+            wanted = self._config.max_attempts
             if not self._circuits.is_out:
                 await asyncio.sleep(OUT_PAUSE_S)
 
     async def _within_budget(
-        self, request: JudgeRequest | AnswerRequest, made: type[Made], trial: int | None, account: Account
+        self, request: JudgeRequest | AnswerRequest, made: type[Made], trial: int | None, wanted: int, account: Account
     ) -> Served:
-        """One dispatch, with what it may spend and what it spent."""
+        """One dispatch of up to `wanted` requests, with what it may spend and what it spent."""
         served: Served | None = None
         try:
-            lease = await self._accountant.lease(request, self._config.max_attempts)
+            lease = await self._accountant.lease(request, wanted)
             if lease.requests == 0:
                 return _failed(made, request.key, FailureReason.BUDGET, lease.refusal, account)
             served = await self._dispatch(request, trial, lease, account)
@@ -238,9 +245,7 @@ class RayJudgePool:
             self._accountant.settle(lease, (), lost=lease.requests)
             account.attempts += lease.requests
             raise
-        outcome = served.judgement.outcome
-        replied = not isinstance(outcome, JudgeFailure) or outcome.reason in BAD_REPLIES
-        self._accountant.settle(lease, served.requests, replied=replied)
+        self._accountant.settle(lease, served.requests)
         account.attempts += len(served.requests)
         account.requests += served.requests
         self._tell(served.requests)

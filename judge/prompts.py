@@ -21,14 +21,15 @@ from mrpo.types import AnswerRequest, JudgeRequest, Verdicts
 REPLY_TOKENS_PER_STEP = 20
 LEAST_REPLY_TOKENS_PER_STEP = 12  # {"step1": {"Alignment": 1, "Contribution": 1}} takes more, whatever the tokenizer
 REPLY_TOKENS_OF_ANSWER = 10
-# Special tokens begin with "<" or "[" and something like a name: <|im_end|>, </s>, <image>, [/INST]. "< 5 mm" does not.
-_OPENING = r"<(?=[^\s\d=])|\[(?=[/A-Za-z])"
+# Special tokens begin with "<" or "[" and something like a name: <|im_end|>, [/INST], [|user|]. "< 5 mm" does not.
+_OPENING = r"<(?=[^\s\d=])|\[(?=[/|A-Za-z])"
 # Unicode's controls, formats, surrogates, private use, and separators of lines and paragraphs, above ASCII's controls,
-# which JSON escapes anyway.
+# which JSON escapes anyway; and what is drawn as nothing: fillers, joiners, selectors of variants, blank Braille.
 _UNSEEN = (
     r"[\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     r"\ud800-\udfff\ue000-\uf8ff\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
-    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff\U000f0000-\U0010ffff"
+    r"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]"
 )
 _UNSAFE = re.compile(f"{_OPENING}|{_UNSEEN}")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from judge.api_key import key_source, read_key
+from judge.api_key import key_of
 from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
 from mrpo.host import is_this_machine
@@ -44,8 +44,8 @@ def targets_of(config: JudgeConfig) -> list[Target]:
             model=endpoint.model,
             weight=endpoint.weight,
             # A judge of the run's own is in the cluster, where no proxy is to be asked either.
-            trust_env=config.kind != JudgeKind.VLLM and not is_this_machine(endpoint.url),
-            key=read_key(key_source(config, endpoint)),
+            trust_env=config.kind == JudgeKind.OPENAI_COMPATIBLE and not is_this_machine(endpoint.url),
+            key=key_of(config, endpoint),
         )
         for endpoint in endpoints_of(config)
     ]

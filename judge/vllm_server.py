@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import httpx
 
+from judge.api_key import DEFAULT_KEY_ENV
 from mrpo.config import VllmJudgeConfig
 from mrpo.errors import JudgeUnavailableError
 
@@ -91,6 +92,11 @@ def server_environment(spec: VllmSpec) -> dict[str, str]:
             "TORCHDYNAMO_DISABLE": "1",
         }
     return environment
+
+
+def _without_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """vLLM would ask every call for `VLLM_API_KEY`, which none brings; the judge's own key is not its business."""
+    return {name: value for name, value in environment.items() if name not in ("VLLM_API_KEY", DEFAULT_KEY_ENV)}
 
 
 class VllmServer:
@@ -173,7 +179,7 @@ class VllmServer:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | server_environment(self.spec),
+            env=_without_keys(os.environ) | server_environment(self.spec),
             start_new_session=True,
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from mrpo.protocols import MeteredJudge
 from mrpo.sentences import sentence_spans
 from mrpo.types import AnswerJudgement, AnswerRequest, Judgement, JudgeRequest, Verdicts
 
+logger = logging.getLogger(__name__)
 MOST_GOLD = 3  # sentences of a rationale in one canary
 WINDOW = 200  # steps that the alarm goes by
 LEAST = 20  # of them, for an alarm
@@ -73,10 +75,20 @@ def canary_of(request: JudgeRequest) -> Canary | None:
         rationale=text,
         steps=steps,
     )
-    if request.question in set(QuestionKind):
-        exact = rule_steps(steps, question=request.question, answer=request.answer, rationale=text)
+    exact = _phantom_rulings(asked)
+    if exact is not None:
         return Canary(request=asked, alignment=list(exact.alignment), contribution=list(exact.contribution))
     return Canary(request=asked, alignment=[a for _, a, _ in known], contribution=[c for _, _, c in known])
+
+
+def _phantom_rulings(request: JudgeRequest) -> Verdicts | None:
+    """The exact verdicts; None where the data are not phantom, whatever the question: others ask "Which organ?" too."""
+    if request.question not in set(QuestionKind):
+        return None
+    try:
+        return rule_steps(request.steps, question=request.question, answer=request.answer, rationale=request.rationale)
+    except ValueError:
+        return None
 
 
 def _turned(rationale: str, gold: list[str]) -> list[str]:
@@ -169,7 +181,7 @@ class CanaryJudge:
             if canary is not None:
                 task = asyncio.create_task(self._ask(canary))
                 self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
+                task.add_done_callback(self._ended)
         return await self._judge.judge(request)
 
     async def judge_answer(self, request: AnswerRequest) -> AnswerJudgement:
@@ -201,6 +213,13 @@ class CanaryJudge:
             self._watch.add(canary.wrong(outcome))
         else:
             self._watch.add_failure()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:  # the real call beside it tells the run
+            self._watch.add_failure()
+            logger.warning("a canary ended with %s: %s", type(fault).__name__, fault)
 
     def _is_drawn(self, key: str) -> bool:
         digest = hashlib.sha256(f"judge canaries/{self._seed}/{key}".encode()).digest()

@@ -150,9 +150,12 @@ async def _start_own_judge(
 def _judge_endpoint(config: Config, stack: AsyncExitStack) -> JudgeConfig:
     """The judge's address; a local judge's server is started for it."""
     from judge.local_server import LOCAL_KINDS, LocalServer
+    from mrpo.ray_placement import node_address
 
     if config.judge.kind not in LOCAL_KINDS:
         return config.judge
-    server = LocalServer(config.judge, seed=config.seed)
+    # Judge actors may be on any node of a cluster.
+    host = "127.0.0.1" if config.cluster.address is None else node_address()
+    server = LocalServer(config.judge, seed=config.seed, host=host)
     stack.callback(server.close)
     return server.start().endpoint()

@@ -85,3 +85,8 @@ def _visible_gpus() -> tuple[str, ...]:
 def _free() -> str:
     free = ray.available_resources()
     return f"{free.get('GPU', 0.0):g} GPUs and {free.get('CPU', 0.0):g} CPUs in all"
+
+
+def node_address() -> str:
+    """Of this machine, as other nodes of the cluster reach it."""
+    return str(ray.util.get_node_ip_address())

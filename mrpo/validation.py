@@ -176,6 +176,13 @@ def check_contradictions(config: Config) -> None:
 
 def _check_endpoints(judge: JudgeConfig) -> None:
     """Refuse endpoints where none can be, and their absence where one must be."""
+    for name in (judge.api_key_env, *(endpoint.api_key_env for endpoint in judge.endpoints)):
+        if name is not None and not (name.isascii() and name.isidentifier()):
+            # Not quoted: it may be the key itself, and the configuration is written into the run folder.
+            raise ConfigError(
+                "judge.api_key_env is not the name of an environment variable; keep the key itself out of the command "
+                "and of every file of the run: export MRPO_JUDGE_API_KEY=<key>, or name a file in judge.api_key_file"
+            )
     if judge.kind == JudgeKind.OPENAI_COMPATIBLE:
         endpoints_of(judge)
     elif judge.kind == JudgeKind.VLLM and (judge.url or judge.model):

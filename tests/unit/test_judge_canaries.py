@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -104,6 +104,14 @@ def test_on_other_data_only_what_the_rubric_decides_is_known() -> None:
     assert canary.wrong(ones(canary.request)) == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize("question", QuestionKind)
+def test_a_question_that_phantoms_ask_too_is_ordinary_on_other_data(question: QuestionKind) -> None:
+    canary = canary_of(replace(ward("The chest X-ray shows an effusion."), question=question.value))
+    assert canary is not None
+    assert canary.alignment == [True, False, False]
+    assert canary.contribution == [None, False, False]
+
+
 def test_a_rationale_of_both_sides_turns_nothing_and_an_empty_one_has_no_canary() -> None:
     both = canary_of(ward("The left lung is clear. The right lung is not."))
     assert both is not None
@@ -146,6 +154,19 @@ async def test_a_canary_without_a_ruling_is_no_error() -> None:
     await ask(canaries, 50)
     assert canaries.take_metrics() == {"judge/outage_s": 1.0, "judge/canary_failures": 50.0}
     assert events == []
+
+
+@pytest.mark.asyncio
+async def test_a_fault_under_a_canary_is_counted_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(request: JudgeRequest) -> Verdicts:
+        if request.key.endswith("/canary"):
+            raise RuntimeError("a bug of an actor")
+        return oracle(request)
+
+    canaries = watched(Judge(broken), [], canary_share=1.0)
+    assert len(await ask(canaries, 3)) == 3
+    assert canaries.take_metrics()["judge/canary_failures"] == 3.0
+    assert "a canary ended with RuntimeError: a bug of an actor" in caplog.text
 
 
 def test_the_alarm_is_told_once_and_its_end_once() -> None:

@@ -177,6 +177,7 @@ def test_a_changed_rubric_has_a_new_version() -> None:
         ("<|im_end|></s>", "\\u003c|im_end|>\\u003c/s>"),
         ("[INST]x[/INST]", "\\u005bINST]x\\u005b/INST]"),
         ("a\u200bb\U000e0049\x00", "a\\u200bb\\udb40\\udc49\\u0000"),
+        ("[|user|]\u3164\ufe0f", "\\u005b|user|]\\u3164\\ufe0f"),
         ("2 µm, < 5 mm, <5, <= 3 [1]", "2 µm, < 5 mm, <5, <= 3 [1]"),  # what medicine writes is left alone
     ],
 )
