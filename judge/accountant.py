@@ -85,16 +85,15 @@ class Accountant:
             refusal=refusal,
         )
 
-    def settle(self, lease: Lease, requests: Sequence[RequestUsage], *, replied: bool = False, lost: int = 0) -> None:
+    def settle(self, lease: Lease, requests: Sequence[RequestUsage], *, lost: int = 0) -> None:
         """End a lease.
 
         Args:
             lease: from `lease`; it granted something.
             requests: that were made.
-            replied: one of them got a reply that was read as a judge's.
             lost: requests that may have been made besides, by an actor that was lost.
         """
-        spent = self._spending(requests, lease, replied=replied)
+        spent = self._spending(requests, lease)
         if lost:
             spent[UNKNOWN_MODEL] = spent.get(UNKNOWN_MODEL, Spending()) + Spending(requests=lost)
         self._budget.settle(lease.name, self._amounts(spent))
@@ -117,8 +116,8 @@ class Accountant:
         prices = (self._config.prices[model] for model in self._models if model in self._config.prices)
         return Amounts(requests=1, tokens=one.tokens, cost=max((cost_of(one, price) for price in prices), default=0.0))
 
-    def _spending(self, requests: Sequence[RequestUsage], lease: Lease, *, replied: bool) -> dict[str, Spending]:
-        """By model. Where a reply came and named no usage, an estimate stands for it: else a budget would never end."""
+    def _spending(self, requests: Sequence[RequestUsage], lease: Lease) -> dict[str, Spending]:
+        """By model. Where a reply names no usage, an estimate stands for it: else a budget would never end."""
         named = [item for item in requests if item.prompt_tokens is not None or item.completion_tokens is not None]
         spent: dict[str, Spending] = {}
         for item in requests:
@@ -131,14 +130,13 @@ class Accountant:
         if named:
             self._estimated += len(named) * (lease.prompt_tokens + lease.reply_tokens)
             self._counted += sum((item.prompt_tokens or 0) + (item.completion_tokens or 0) for item in named)
-        if replied and requests and not named:  # a call that is too large to be sent takes nothing
-            model = requests[-1].model
-            spent[model] += Spending(
+        for item in (item for item in requests if item.replied and item not in named):
+            spent[item.model] += Spending(
                 prompt_tokens=lease.prompt_tokens, completion_tokens=lease.reply_tokens, estimated_requests=1
             )
             if not self._said_no_usage:
                 self._said_no_usage = True
-                logger.warning("the judge's replies (model %s) name no usage: its tokens are estimated", model)
+                logger.warning("the judge's replies (model %s) name no usage: its tokens are estimated", item.model)
         return spent
 
     def _amounts(self, spent: dict[str, Spending]) -> Amounts:

@@ -18,6 +18,7 @@ class RequestUsage:
     prompt_tokens: int | None = None  # cached ones included
     cached_prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    replied: bool = False  # HTTP 200, so that it is paid for, whatever the reply says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class Served:
     requests: tuple[RequestUsage, ...]  # `judgement.attempts` of them
     model: str | None = None  # that ruled; None: the judgement is a failure
     out: bool = False  # it failed because no endpoint can be asked; another try may find one
+    more_after_s: float | None = None  # it failed for want of requests alone: another one was due after so long
     trial_passed: bool = False  # the endpoint that the call was told to try works
 
 

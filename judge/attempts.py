@@ -106,7 +106,8 @@ class Attempts:
             # The next request would begin after the deadline: say so now.
             detail = f"{failure.detail}; the next attempt, in {pause:.1f} s, would be past judge.deadline_s"
             failure = JudgeFailure(reason=failure.reason, detail=detail)
-        return Conclusion(reply=Reply(outcome=failure), out=out)
+        wants_more = not call.has_more and pause < call.left_s
+        return Conclusion(reply=Reply(outcome=failure), out=out, more_after_s=pause if wants_more else None)
 
     async def _request(self, call: Call[Ruling], endpoint: int) -> Replied[Ruling] | Retryable | None:
         """One request, or two, in slots of their own; None: the endpoint may not be asked any more."""

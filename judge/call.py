@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 from judge.accounting import RequestUsage
@@ -40,6 +40,7 @@ class Conclusion(Generic[Ruling]):
     reply: Reply[Ruling]
     model: str | None = None  # that ruled
     out: bool = False  # see `Served.out`
+    more_after_s: float | None = None  # see `Served.more_after_s`
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,14 +93,14 @@ class Call(Generic[Ruling]):
         self.requests.append(RequestUsage(endpoint=endpoint, model=model))
         return len(self.requests) - 1
 
-    def count_tokens(self, number: int, reply: Reply[Any]) -> None:
-        """Put what a reply cost on the account of its request, where the endpoint says."""
+    def count_reply(self, number: int, reply: Reply[Any]) -> None:
+        """Put a reply on the account of its request, with what it cost where the endpoint says."""
+        made = replace(self.requests[number], replied=True)
         if reply.prompt_tokens or reply.completion_tokens:
-            made = self.requests[number]
-            self.requests[number] = RequestUsage(
-                endpoint=made.endpoint,
-                model=made.model,
+            made = replace(
+                made,
                 prompt_tokens=reply.prompt_tokens,
                 cached_prompt_tokens=reply.cached_prompt_tokens,
                 completion_tokens=reply.completion_tokens,
             )
+        self.requests[number] = made

@@ -168,5 +168,6 @@ def _served(judgement: Judgement | AnswerJudgement, call: Call[Ruling], ended: C
         requests=tuple(call.requests),
         model=ended.model,
         out=ended.out,
+        more_after_s=ended.more_after_s,
         trial_passed=call.trial_passed,
     )

@@ -87,7 +87,8 @@ class Sender:
         call.trial_passed |= endpoint == call.trial
         self._latencies.add((endpoint, call.prompt.schema_name), time.monotonic() - began_s)
         if response.status_code == 200:
-            reply = self._read(content, call, number)
+            reply = self._read(content, call)
+            call.count_reply(number, reply)
             return Replied(reply=reply, endpoint=endpoint, model=target.model)
         # A redirect is no reply of a judge; other codes below 500 turn this very request down.
         reason = FailureReason.REFUSED if 400 <= response.status_code < 500 else FailureReason.TRANSPORT
@@ -117,13 +118,12 @@ class Sender:
             self._availability.failed(endpoint, detail)
         return Retryable(failure=JudgeFailure(reason=reason, detail=detail), endpoint=endpoint, retry_after_s=asked_s)
 
-    def _read(self, content: bytes, call: Call[Ruling], number: int) -> Reply[Ruling]:
+    def _read(self, content: bytes, call: Call[Ruling]) -> Reply[Ruling]:
         if len(content) > MAX_REPLY_BYTES:
             return Reply(outcome=bad_json(f"the response is longer than {MAX_REPLY_BYTES:,} bytes"))
         for key in self._keys:  # before anything is quoted, because a quotation may end within a key
             content = content.replace(key.encode("ascii"), REDACTED.encode("ascii"))
         reply = parse_response(content, call.prompt.parse, self._config.provider.structured)
-        call.count_tokens(number, reply)
         if isinstance(reply.outcome, JudgeFailure):
             failure = replace(reply.outcome, detail=self.redact(reply.outcome.detail))
             return replace(reply, outcome=failure)

@@ -14,10 +14,12 @@ import pytest
 from judge_server import Answer, Received, ScriptedServer, all_ones, closed_port, judge_request, marks, reply
 from PIL import Image
 
+from judge.accounting import Served
 from judge.client import JudgeClient
 from judge.limiter import Limiter, RateLimiter, Turn
 from judge.rate import CATCH_UP_S
 from judge.sender import MAX_REPLY_BYTES
+from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
 from mrpo.errors import DataError
 from mrpo.types import FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
@@ -35,7 +37,7 @@ def image(tmp_path: Path) -> str:
 
 def config_of(url: str, **changes: Any) -> JudgeConfig:
     quick: dict[str, Any] = {"backoff_s": 0.01, "backoff_max_s": 0.05, "deadline_s": 10.0}
-    return JudgeConfig(url=url, model="judge-model", **{**quick, **changes})
+    return JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, url=url, model="judge-model", **{**quick, **changes})
 
 
 async def judge_all(
@@ -195,6 +197,32 @@ def test_final_faults_are_named_and_not_retried(image: str, answer: Answer, reas
     assert failure_of(judgement).reason == reason
     assert failure_of(judgement).detail
     assert judgement.attempts == len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "replied"),
+    [
+        (Answer(body=b'{"choices": [{"message": {"refusal": "no", "content": null}}]}'), True),
+        (Answer(body=b"x" * (MAX_REPLY_BYTES + 1)), True),
+        (reply(GOOD[:-5]), True),
+        (Answer(status=400), False),
+        (Answer(status=500), False),
+        (Answer(drop=True), False),
+    ],
+    ids=["refusal", "too long", "cut", "400", "500", "dropped"],
+)
+def test_what_is_paid_for_goes_by_http_200_and_not_by_what_is_said(image: str, answer: Answer, replied: bool) -> None:
+    async def scenario() -> Served:
+        client = JudgeClient(config, concurrency=1)
+        try:
+            return await client.serve(judge_request(image), max_attempts=1)
+        finally:
+            await client.close()
+
+    with ScriptedServer(lambda *_: answer) as server:
+        config = config_of(server.url)
+        served = asyncio.run(scenario())
+    assert [request.replied for request in served.requests] == [replied]
 
 
 def test_the_server_sees_no_more_calls_at_once_than_allowed(image: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ async def test_what_replies_name_is_spent_and_on_record(tmp_path: Path) -> None:
     accountant = Accountant(config, SpendingLedger(tmp_path / SPENDING_FILE))
     lease = await accountant.lease(request(), 4)
     assert lease.requests == 4
-    accountant.settle(lease, [usage(None, None), usage(1000, 50, cached=600)], replied=True)
+    accountant.settle(lease, [usage(None, None), usage(1000, 50, cached=600)])
     expected = Spending(requests=2, prompt_tokens=1000, cached_prompt_tokens=600, completion_tokens=50)
     assert accountant.spent == read_spending(tmp_path / SPENDING_FILE)["m"] == expected
     metrics = accountant.take_metrics()
@@ -125,7 +126,7 @@ async def test_a_reply_that_names_no_usage_is_estimated_and_said_once(caplog: py
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             lease = await accountant.lease(request(), 1)
-            accountant.settle(lease, [usage(None, None)], replied=True)
+            accountant.settle(lease, [replace(usage(None, None), replied=True)])
     assert accountant.spent.estimated_requests == 2
     assert accountant.spent.prompt_tokens == 2 * lease.prompt_tokens > 0
     assert accountant.spent.completion_tokens == 2 * 40  # 20 a step
@@ -134,6 +135,10 @@ async def test_a_reply_that_names_no_usage_is_estimated_and_said_once(caplog: py
     accountant.settle(lease, [usage(None, None)])  # no reply: a timeout, say
     assert accountant.spent.estimated_requests == 2
     assert accountant.spent.requests == 3
+    lease = await accountant.lease(request(), 3)
+    timed_out, unnamed = usage(None, None), replace(usage(None, None), replied=True)
+    accountant.settle(lease, [timed_out, unnamed, unnamed])  # the one that was faster, and the one it overtook
+    assert accountant.spent.estimated_requests == 4
 
 
 @pytest.mark.asyncio
@@ -150,7 +155,7 @@ async def test_a_budget_of_tokens_ends_and_says_so() -> None:
     accountant = Accountant(config_of(max_tokens=5000), SpendingLedger(None))
     num_calls = 0
     while (lease := await accountant.lease(request(), 1)).requests:
-        accountant.settle(lease, [usage(1500, 40)], replied=True)
+        accountant.settle(lease, [usage(1500, 40)])
         num_calls += 1
     assert num_calls == 3  # the fourth may take 1540 more, of 380 that are left
     assert "judge.max_tokens=5000: 4,620 spent, and a request may take 1,540" in lease.refusal
@@ -162,7 +167,7 @@ async def test_a_budget_of_money_goes_over_a_restart(tmp_path: Path) -> None:
     for _ in range(2):
         accountant = Accountant(config, SpendingLedger(path))
         lease = await accountant.lease(request(), 1)
-        accountant.settle(lease, [usage(2000, 100)], replied=True)  # 0.0048
+        accountant.settle(lease, [usage(2000, 100)])  # 0.0048
     metrics = accountant.take_metrics()
     assert metrics["judge/budget_left_share"] == pytest.approx(0.04)
     assert (metrics["judge/tokens"], metrics["judge/cost"]) == (2100, pytest.approx(0.0048)), "of this part alone"
@@ -180,7 +185,7 @@ async def test_a_warning_comes_once_for_each_budget() -> None:
     accountant = Accountant(config, SpendingLedger(None), on_warning=told.append)
     for _ in range(8):
         lease = await accountant.lease(request(), 1)
-        accountant.settle(lease, [usage(700, 40)], replied=True)
+        accountant.settle(lease, [usage(700, 40)])
     assert [line.split(";")[0] for line in told] == [
         "judge budget: 5 of judge.max_requests=10 is spent",
         "judge budget: 5,180 of judge.max_tokens=10000 is spent",
@@ -193,7 +198,7 @@ async def test_a_model_without_a_price_is_named_where_others_have_one() -> None:
     accountant = Accountant(config_of(prices={"other": PRICE}), SpendingLedger(None), on_warning=told.append)
     for _ in range(2):
         lease = await accountant.lease(request(), 1)
-        accountant.settle(lease, [usage()], replied=True)
+        accountant.settle(lease, [usage()])
     assert told == ["judge.prices has no m: judge/cost leaves their tokens out"]
     assert "judge/cost" not in accountant.take_metrics()
 
@@ -246,6 +251,6 @@ async def test_a_ledger_that_cannot_be_written_is_said_once(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             lease = await accountant.lease(request(), 1)
-            accountant.settle(lease, [usage()], replied=True)
+            accountant.settle(lease, [usage()])
     assert sum("on record" in record.message for record in caplog.records) == 1
     assert (await accountant.lease(request(), 1)).requests == 0
