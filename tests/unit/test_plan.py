@@ -193,6 +193,16 @@ def test_a_shared_gpu_has_room_for_scoring_and_saving_beside_an_engine_that_is_a
 
 
 @pytest.mark.parametrize("experiment", REAL)
+@pytest.mark.parametrize("cluster", ["4x_gpu", "4x_gpu_colocated", "8x_gpu", "8x_gpu_colocated", "2x8_gpu"])
+def test_every_published_recipe_fits_the_machines_that_are_offered(experiment: str, cluster: str) -> None:
+    assert make_plan(recipe(experiment, f"cluster={cluster}")).fits
+
+
+def test_adapters_fit_one_card() -> None:
+    assert make_plan(recipe("internvl3_lora_1gpu")).fits
+
+
+@pytest.mark.parametrize("experiment", REAL)
 @pytest.mark.parametrize(
     "overrides",
     [
