@@ -15,7 +15,7 @@ from PIL import Image
 from judge.accounting import RequestUsage
 from judge.client import JudgeClient
 from judge.pool import RayJudgePool
-from mrpo.choices import OutagePolicy
+from mrpo.choices import JudgeKind, OutagePolicy
 from mrpo.config import BreakerConfig, EndpointConfig, JudgeConfig
 from mrpo.types import FailureReason, JudgeFailure, Judgement, Verdicts
 
@@ -39,7 +39,7 @@ def config_of(*urls: str, weights: tuple[float, ...] = (), **changes: Any) -> Ju
     )
     quick: dict[str, Any] = {"backoff_s": 0.01, "backoff_max_s": 0.05, "deadline_s": 10.0, "concurrency": 8}
     quick["breaker"] = BreakerConfig(num_failures=3, cool_down_s=0.8)
-    return JudgeConfig(endpoints=endpoints, **{**quick, **changes})
+    return JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, endpoints=endpoints, **{**quick, **changes})
 
 
 def judge_in_process(config: JudgeConfig, image: str, number: int, concurrency: int = 8) -> list[Judgement]:

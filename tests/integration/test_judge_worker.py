@@ -18,6 +18,7 @@ from judge.accounting import RequestUsage, Served
 from judge.actor_link import ActorLink, ActorLost
 from judge.availability import Event, Opened
 from judge.worker import GATHER_S, Ended, JudgeWorker, Order
+from mrpo.choices import JudgeKind
 from mrpo.config import BreakerConfig, JudgeConfig
 from mrpo.errors import DataError
 from mrpo.types import Verdicts
@@ -35,7 +36,9 @@ def image(tmp_path: Path) -> str:
 
 
 def worker_of(url: str, **changes: Any) -> JudgeWorker:
-    return JudgeWorker(JudgeConfig(url=url, model="m", **changes), concurrency=8, limiter=None)
+    return JudgeWorker(
+        JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, url=url, model="m", **changes), concurrency=8, limiter=None
+    )
 
 
 def orders(image: str, *numbers: int) -> list[Order]:
@@ -194,7 +197,9 @@ def test_a_new_session_drops_the_calls_and_listeners_of_the_one_before(image: st
 
 def test_a_call_given_up_frees_its_slot_and_tells_what_it_had_sent(image: str) -> None:
     async def scenario(url: str) -> None:
-        worker = JudgeWorker(JudgeConfig(url=url, model="m"), concurrency=1, limiter=None)
+        worker = JudgeWorker(
+            JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, url=url, model="m"), concurrency=1, limiter=None
+        )
         await worker.begin(1, [])
         await worker.take(1, orders(image, 1, 2, 3))
         while not server.requests:
@@ -310,7 +315,11 @@ async def test_a_call_given_up_at_once_does_not_hold_its_slot(image: str) -> Non
     """The message that gives it up must not overtake the one that it travels in."""
     told: list[Sequence[RequestUsage] | None] = []
     with ScriptedServer(lambda _, received: reply(GOOD, delay_s=20.0 if b"Slow." in received.body else 0.0)) as server:
-        handle = Handle(lambda: JudgeWorker(JudgeConfig(url=server.url, model="m"), concurrency=1, limiter=None))
+        handle = Handle(
+            lambda: JudgeWorker(
+                JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, url=server.url, model="m"), concurrency=1, limiter=None
+            )
+        )
         link = link_of(handle)
         await link.start()
         call = asyncio.create_task(link.rule(judge_request(image, ["Slow.", "A CT."]), 4, None, told.append))
