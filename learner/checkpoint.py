@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from learner.agreement import together
+from learner.disk import checkpoint_bytes, disk_errors, require_room
 from learner.frozen_hash import frozen_hash
 from learner.hf_folder import save_hf_folder
 from learner.lora import write_adapter
@@ -47,37 +49,56 @@ RNG_FILE = "rng.safetensors"
 
 
 def save(rank: Rank, folder: Path) -> None:
-    """Write everything needed to resume, and `hf/`, into an existing folder, on disk when it returns."""
-    state_folder = folder / STATE_FOLDER
-    parts: dict[str, Iterable[tuple[str, Tensor]]] = {"weights": _weights(rank)}
+    """Write everything needed to resume, and `hf/`, into an existing folder, on disk when it returns.
+
+    Raises:
+        ResourceError: the disk is full, or cannot be written; on every rank, and the group goes on.
+    """
+    needed = checkpoint_bytes(rank)
+    frozen = frozen_hash(rank)
+
+    def writing(write: Callable[[], object]) -> None:
+        """All ranks take part in `write`, also where it fails on rank 0."""
+
+        def check() -> None:
+            with disk_errors(folder, needed):
+                write()
+
+        together(rank.world_size, check)
+
+    together(rank.world_size, lambda: require_room(folder, needed) if rank.rank == 0 else None)
+    writing(lambda: _save_state(rank, folder / STATE_FOLDER, frozen))
+    writing(lambda: save_hf_folder(rank, folder / HF_FOLDER))
+    if rank.adapters is not None:
+        writing(lambda: write_adapter(rank, folder / ADAPTER_FOLDER))
+
+
+def _save_state(rank: Rank, folder: Path, frozen: str | None) -> None:
+    parts: dict[str, Iterator[tuple[str, Tensor]]] = {"weights": _weights(rank)}
     parts |= {name: _moments(rank, name) for name in MOMENTS}
     if isinstance(rank.reference, Reference):
         parts["reference"] = _plain_weights(rank.reference.model)
-    frozen = frozen_hash(rank)
-    if rank.rank == 0:
-        state_folder.mkdir()
-        files = {stem: write_tensors(state_folder, stem, tensors) for stem, tensors in parts.items()}
-        rng = state_folder / RNG_FILE
-        save_file(_rng_states(rank.device), rng)
-        fsync(rng)
-        files["rng"] = {RNG_FILE: file_hash(rng)}
-        _write_state(state_folder / STATE_FILE, {
-            "format_version": FORMAT_VERSION,
-            "num_steps": rank.num_steps,
-            "num_adam_steps": rank.optimizer.num_steps,
-            "lora": _lora_settings(rank),
-            "frozen_weights": frozen,
-            "files": files,
-        })  # fmt: skip
-    else:
+    try:
+        if rank.rank == 0:
+            folder.mkdir()
+            files = {stem: write_tensors(folder, stem, tensors) for stem, tensors in parts.items()}
+            rng = folder / RNG_FILE
+            save_file(_rng_states(rank.device), rng)
+            fsync(rng)
+            files["rng"] = {RNG_FILE: file_hash(rng)}
+            _write_state(folder / STATE_FILE, {
+                "format_version": FORMAT_VERSION,
+                "num_steps": rank.num_steps,
+                "num_adam_steps": rank.optimizer.num_steps,
+                "lora": _lora_settings(rank),
+                "frozen_weights": frozen,
+                "files": files,
+            })  # fmt: skip
+    finally:
+        # Gathering is a collective: ranks that do not write run along, and so does the writer when it fails.
         for tensors in parts.values():
             for _ in tensors:
                 pass
-    save_hf_folder(rank, folder / HF_FOLDER)
-    if rank.adapters is not None:
-        write_adapter(rank, folder / ADAPTER_FOLDER)
-    if rank.world_size > 1:
-        dist.barrier()
 
 
 def load(rank: Rank, folder: Path) -> None:

@@ -22,12 +22,18 @@ def save_hf_folder(rank: Rank, folder: Path) -> None:
 
     transformers' own `save_pretrained` cannot gather partitioned weights piece by piece; names and layout are its.
     """
-    files = _plan(rank.source.metadata())
     weights = iter(rank.source)
-    if rank.rank != 0:
+    try:
+        if rank.rank == 0:
+            _write(rank, folder, weights)
+    finally:
+        # Gathering is a collective: ranks that do not write run along, and so does the writer when it fails.
         for _ in weights:
             pass
-        return
+
+
+def _write(rank: Rank, folder: Path, weights: Iterator[tuple[str, Tensor]]) -> None:
+    files = _plan(rank.source.metadata())
     folder.mkdir()
     rank.model.config.save_pretrained(folder)
     rank.model.generation_config.save_pretrained(folder)

@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import json
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ from safetensors.torch import load_file
 
 from learner import hf_folder
 from learner.checkpoint import load, save
+from learner.disk import checkpoint_bytes
 from learner.step import score, train_step
-from mrpo.config import LossConfig
-from mrpo.errors import DataError
+from mrpo.config import LoraConfig, LossConfig
+from mrpo.errors import DataError, ResourceError
 from mrpo.families import family_of
 from tests.integration.learner_world import FAMILIES, build_world, completions, make, spec, to_score
 
@@ -149,3 +152,46 @@ def test_a_checkpoint_without_reference_cannot_serve_a_kl_penalty(world: Path, t
     assert "reference" not in json.loads((tmp_path / "learner" / "state.json").read_text())["files"]
     with pytest.raises(DataError, match="resume with beta=0"):
         load(make(spec(world)), tmp_path)
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(r=4)])
+def test_the_room_a_checkpoint_needs_is_known_before(world: Path, tmp_path: Path, lora: LoraConfig) -> None:
+    rank = make(spec(world, dtype="bfloat16", lora=lora))
+    save(rank, tmp_path)
+    tensors = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert checkpoint_bytes(rank) < tensors < 1.1 * checkpoint_bytes(rank) + 64_000  # headers, generator states
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = make(spec(world, loss=LossConfig(beta=0.0)))
+    needed = checkpoint_bytes(rank) // 2**20
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(ResourceError, match=rf"{tmp_path} .*takes {needed} MiB, 1 MiB are free; .*keep_last.* resume="):
+        save(rank, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_disk_that_fills_up_on_the_way_ends_the_checkpoint_and_nothing_else(
+    world: Path, tmp_path: Path, stage: int
+) -> None:
+    """The kernel refuses files above 64 KiB, as it refuses any on a full disk: safetensors and Python each say it."""
+    rank = make(spec(world, zero_stage=stage))
+    samples = completions(world)
+    train_step(rank, samples, progress=0.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("full", "whole"):
+        (tmp_path / name).mkdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
+    try:
+        with pytest.raises(
+            ResourceError, match=r"no checkpoint can be written to .*full \(.*File too large.*MiB are free"
+        ):
+            save(rank, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    save(rank, tmp_path / "whole")
+    load(rank, tmp_path / "whole")
+    assert train_step(rank, samples, progress=0.0).grad_norm > 0

@@ -91,6 +91,10 @@ def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
 
         await check_weights(learner, tmp_path)
 
+        (tmp_path / "taken" / "learner").mkdir(parents=True)
+        with pytest.raises(ResourceError, match=r"no checkpoint can be written to .*taken \(.*File exists"):
+            await learner.save(str(tmp_path / "taken"))  # only the rank that writes meets it
+
         single = await learner.step(samples[:1], progress=0.5)
         assert single.num_tokens == len(samples[0].completion_token_ids), "fewer completions than ranks"
         # Only one of the ranks meets this image.
