@@ -14,6 +14,7 @@ from judge.backoff import retry_after_s
 from judge.call import Call, Replied, Retryable
 from judge.latencies import Latencies
 from judge.limiter import Gate, Turn
+from judge.redaction import Redactor
 from judge.reply import Reply, Ruling, parse_response
 from judge.schema import bad_json
 from judge.slots import Slot, Target
@@ -22,7 +23,9 @@ from mrpo.types import FailureReason, JudgeFailure
 
 MAX_REPLY_BYTES = 4 * 2**20  # of a response; the longest ruling has some 10 kB
 DETAIL_CHARS = 200  # of an error body, in a failure's detail
-REDACTED = "***"
+# What a call that tries an endpoint must get to say that it works. A gateway may reply 401, 403 or 404 for a model that
+# is not there yet; a judge that turns the very request down (400, 422) has read it.
+WORKING = (200, 400, 422)
 
 
 class Sender:
@@ -41,7 +44,7 @@ class Sender:
         self._availability = availability
         self._latencies = latencies
         self._gate = gate
-        self._keys = [target.key for target in targets if target.key]
+        self._redactor = Redactor(target.key for target in targets if target.key)
 
     async def send(
         self, call: Call[Ruling], slot: Slot, endpoint: int, turn: Turn | None
@@ -78,10 +81,11 @@ class Sender:
             response = await client.send(request, stream=True)
             content = await _read_bounded(response)
         except httpx.RequestError as error:
-            detail = self.redact(f"{type(error).__name__}: {error}")
+            detail = self._redactor.text(f"{type(error).__name__}: {error}")
             self._availability.failed(endpoint, detail)
             return Retryable(failure=JudgeFailure(reason=FailureReason.TRANSPORT, detail=detail), endpoint=endpoint)
-        if response.status_code == 429 or response.status_code >= 500:
+        status, is_trial = response.status_code, endpoint == call.trial and not call.trial_passed
+        if status == 429 or status >= 500 or (is_trial and status not in WORKING):
             return self._turned_away(response, content, endpoint)
         self._availability.answered(endpoint)
         call.trial_passed |= endpoint == call.trial
@@ -101,12 +105,6 @@ class Sender:
         if elsewhere:
             self._availability.failed(endpoint, f"no reply within {seconds:.3g} s, while another endpoint replied")
 
-    def redact(self, text: str) -> str:
-        """Without the keys: some gateways quote the Authorization header in what they reply."""
-        for key in self._keys:
-            text = text.replace(key, REDACTED)
-        return text
-
     def _turned_away(self, response: httpx.Response, content: bytes, endpoint: int) -> Retryable:
         asked_s = retry_after_s(response.headers.get("retry-after"), now_s=time.time())
         detail = self._quote(response, content)
@@ -121,16 +119,16 @@ class Sender:
     def _read(self, content: bytes, call: Call[Ruling]) -> Reply[Ruling]:
         if len(content) > MAX_REPLY_BYTES:
             return Reply(outcome=bad_json(f"the response is longer than {MAX_REPLY_BYTES:,} bytes"))
-        for key in self._keys:  # before anything is quoted, because a quotation may end within a key
-            content = content.replace(key.encode("ascii"), REDACTED.encode("ascii"))
-        reply = parse_response(content, call.prompt.parse, self._config.provider.structured)
+        # Before anything is quoted, because a quotation may end within a key: what was received, and what it reads as.
+        content, parse = self._redactor.content(content), call.prompt.parse
+        reply = parse_response(content, lambda text: parse(self._redactor.text(text)), self._config.provider.structured)
         if isinstance(reply.outcome, JudgeFailure):
-            failure = replace(reply.outcome, detail=self.redact(reply.outcome.detail))
+            failure = replace(reply.outcome, detail=self._redactor.text(reply.outcome.detail))
             return replace(reply, outcome=failure)
         return reply
 
     def _quote(self, response: httpx.Response, content: bytes) -> str:
-        text = self.redact(content.decode(errors="replace"))
+        text = self._redactor.text(content.decode(errors="replace"))
         return f"HTTP {response.status_code}: {text[:DETAIL_CHARS]}"
 
 

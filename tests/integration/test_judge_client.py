@@ -356,6 +356,46 @@ def test_the_key_is_sent_and_never_comes_back(image: str, monkeypatch: pytest.Mo
     assert KEY not in repr(judgement)
 
 
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("padding", [0, 150])
+def test_a_key_that_comes_back_escaped_is_cut_out_too(
+    image: str, monkeypatch: pytest.MonkeyPatch, status: int, padding: int
+) -> None:
+    """Some servers write "/" as "\\/" in JSON, and the judge's text is JSON within JSON."""
+    monkeypatch.setenv("HOUSE_KEY", "sk/planted/0123456789")
+
+    def echo(_: int, received: Received) -> Answer:
+        said = json.dumps({"x" * padding + received.headers["authorization"]: 1}).replace("/", "\\/")
+        body = reply(said).body.replace(b"/", b"\\u002f") if status == 200 else said.encode()
+        return Answer(status=status, body=body)
+
+    with ScriptedServer(echo) as server:
+        judgement = judge_one(config_of(server.url, api_key_env="HOUSE_KEY", max_attempts=1), judge_request(image))
+    assert server.requests[0].headers["authorization"] == "Bearer sk/planted/0123456789"
+    assert "Bearer ***" in failure_of(judgement).detail or padding
+    assert "planted" not in repr(judgement)
+
+
+def test_a_trial_passes_only_where_a_judge_has_read_the_request(image: str) -> None:
+    """A gateway that turns all away while nothing is behind it does not close the circuit, and fails no call."""
+
+    async def scenario(url: str) -> Served:
+        client = JudgeClient(config_of(url), concurrency=1)
+        client.set_open(0, True)
+        served = await client.serve(judge_request(image), max_attempts=4, trial=0)
+        await client.close()
+        return served
+
+    passed = {}
+    for status in (200, 302, 400, 401, 403, 404, 422, 503):
+        answer = reply(GOOD) if status == 200 else Answer(status=status)
+        with ScriptedServer(lambda *_, answer=answer: answer) as server:
+            served = asyncio.run(scenario(server.url))
+        passed[status] = served.trial_passed
+        assert served.out == (not served.trial_passed), status
+    assert [status for status, is_passed in passed.items() if is_passed] == [200, 400, 422]
+
+
 def test_a_proxy_is_not_asked_for_a_judge_on_this_machine(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(variable, f"http://127.0.0.1:{closed_port()}")
