@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mrpo.types import AnswerJudgement, AnswerRequest, Judgement, JudgeRequest, Verdicts
@@ -41,18 +41,28 @@ class KnownRuling:
     model: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookedUp:
+    """What is known of a call, and the names under which a ruling on it as it was then may be kept."""
+
+    known: KnownRuling | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)  # by model, those that were found out
+
+
 OnRequest = Callable[[RequestUsage], None]
 
 
 class Rulings(Protocol):
     """Rulings made before, asked before anything is spent. It reports its own troubles and never raises for them."""
 
-    async def find(self, request: JudgeRequest | AnswerRequest) -> KnownRuling | None:
-        """The ruling on the same content by the same judge; None where there is none."""
+    async def find(self, request: JudgeRequest | AnswerRequest) -> LookedUp:
+        """Look for a ruling on the same content by the same judge."""
         ...
 
-    async def keep(self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str) -> None:
-        """Remember what `model` ruled."""
+    async def keep(
+        self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str, key: str
+    ) -> None:
+        """Remember what `model` ruled under the `key` that `find` gave, if that is still the call's."""
         ...
 
     def take_metrics(self) -> dict[str, float]:

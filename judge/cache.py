@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from judge.accounting import KnownRuling
+from judge.accounting import KnownRuling, LookedUp
 from judge.ruling_file import CorruptRuling, decode, encode
 from judge.ruling_folder import RulingFolder
 from judge.ruling_key import rubric_version, ruling_key
@@ -47,15 +47,17 @@ class RulingCache:
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="judge-cache")
         self._lock = threading.Lock()  # of the counts
         self._told: Counter[str] = Counter()  # when metrics were last taken
-        self.counts: Counter[str] = Counter()  # "hits", "misses", "corrupt", "read_errors", "write_errors"
+        self.counts: Counter[str] = Counter()  # "hits", "misses", "corrupt", "changed", "read_errors", "write_errors"
 
-    async def find(self, request: JudgeRequest | AnswerRequest) -> KnownRuling | None:
-        """The ruling on the same content by one of this judge's models; None where there is none."""
+    async def find(self, request: JudgeRequest | AnswerRequest) -> LookedUp:
+        """Look for a ruling on the same content by one of this judge's models."""
         return await self._in_thread(lambda: self._find(request))
 
-    async def keep(self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str) -> None:
-        """Remember what `model` ruled."""
-        await self._in_thread(lambda: self._keep(request, KnownRuling(ruling=ruling, model=model)))
+    async def keep(
+        self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str, key: str
+    ) -> None:
+        """Remember what `model` ruled under the `key` that `find` gave, if that is still the call's."""
+        await self._in_thread(lambda: self._keep(request, KnownRuling(ruling=ruling, model=model), key))
 
     def take_metrics(self) -> dict[str, float]:
         """Counts since this was asked last: hits and misses always, troubles where there were any."""
@@ -68,26 +70,30 @@ class RulingCache:
         """End the threads; what is being written is finished."""
         self._threads.shutdown()
 
-    def _find(self, request: JudgeRequest | AnswerRequest) -> KnownRuling | None:
+    def _find(self, request: JudgeRequest | AnswerRequest) -> LookedUp:
         num_steps = None if isinstance(request, AnswerRequest) else len(request.steps)
+        keys: dict[str, str] = {}
         for model in self._models:
             try:
-                key = ruling_key(request, self._config, model=model)
+                key = keys[model] = ruling_key(request, self._config, model=model)
                 data = self._folder.read(key)
                 if data is not None:
                     known = decode(data, key, num_steps=num_steps)
                     self._count("hits")
-                    return known
+                    return LookedUp(known=known, keys=keys)
             except CorruptRuling as error:
                 self._report("corrupt", f"{self._folder.file_of(key)} is damaged, {error}: it is asked for again")
             except OSError as error:
                 self._report("read_errors", f"{error}; what cannot be read is asked for again")
         self._count("misses")
-        return None
+        return LookedUp(keys=keys)
 
-    def _keep(self, request: JudgeRequest | AnswerRequest, known: KnownRuling) -> None:
+    def _keep(self, request: JudgeRequest | AnswerRequest, known: KnownRuling, key: str) -> None:
         try:
-            key = ruling_key(request, self._config, model=known.model)
+            if ruling_key(request, self._config, model=known.model) != key:
+                # Nobody knows which of the two images was sent.
+                self._report("changed", f"{request.image} changed while it was ruled on; the ruling is not kept")
+                return
             self._folder.write(key, encode(key, known, rubric=rubric_version(request)))
         except OSError as error:
             self._report(

@@ -13,6 +13,7 @@ from PIL import Image
 from mrpo.errors import DataError
 
 CACHED_IMAGES = 64  # per process; the completions of one group share an image
+FileVersion = tuple[int, ...]
 
 
 def data_url(path: str) -> str:
@@ -22,15 +23,19 @@ def data_url(path: str) -> str:
         DataError: the file is missing or is no image.
     """
     try:
-        stat = os.stat(path)
+        facts = os.stat(path)
     except OSError as error:
         raise DataError(f"judge image {path}: {error.strerror}; check data.root and the image paths") from None
-    return _encode(path, stat.st_mtime_ns, stat.st_size)
+    return _encode(path, file_version(facts))
+
+
+def file_version(facts: os.stat_result) -> FileVersion:
+    """What differs once a file was written or replaced: tools may keep its size and set its time back, but not this."""
+    return facts.st_dev, facts.st_ino, facts.st_ctime_ns, facts.st_mtime_ns, facts.st_size
 
 
 @lru_cache(maxsize=CACHED_IMAGES)
-def _encode(path: str, _mtime_ns: int, _size: int) -> str:
-    # Time and size are part of the cache's key, so that a rewritten file is read again.
+def _encode(path: str, _version: FileVersion) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read()

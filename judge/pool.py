@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from judge.accountant import Accountant, Lease
-from judge.accounting import OnRequest, RequestUsage, Rulings, Served
+from judge.accounting import LookedUp, OnRequest, RequestUsage, Rulings, Served
 from judge.actor_link import ActorLost
 from judge.actors import JudgeActors, NoActor
 from judge.api_key import key_of, key_source
@@ -157,7 +157,8 @@ class RayJudgePool:
     ) -> Made:
         account = Account(started_s=time.time())
         rubric = rubric_version(request)
-        known = await rulings.find(request) if rulings is not None else None
+        looked_up = await rulings.find(request) if rulings is not None else LookedUp()
+        known = looked_up.known
         if known is not None:
             self.tally.known += 1
             return replace(_made(made, request.key, known.ruling, account), model=known.model, rubric=rubric)
@@ -167,9 +168,10 @@ class RayJudgePool:
         if isinstance(judgement.outcome, JudgeFailure):
             self.tally.failed[judgement.outcome.reason] += 1
         else:
-            if rulings is not None:
-                assert served.model is not None
-                await rulings.keep(request, judgement.outcome, model=served.model)
+            assert served.model is not None
+            key = looked_up.keys.get(served.model)
+            if rulings is not None and key is not None:
+                await rulings.keep(request, judgement.outcome, model=served.model, key=key)
             self.tally.ruled += 1
         return replace(
             judgement,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from judge.answer_rubric import ANSWER_RUBRIC_VERSION
+from judge.image import FileVersion, file_version
 from judge.prompts import answer_prompt, step_prompt
 from judge.request import build_body
 from judge.rubric import RUBRIC_VERSION
@@ -15,7 +16,9 @@ from mrpo.config import JudgeConfig
 from mrpo.types import AnswerRequest, JudgeRequest
 
 # In: the body as it would be sent (model, rubric, question, gold answer, gold rationale, steps or generated answer, the
-# form asked for, temperature, reasoning effort, where the rubric stands), the image's content, the rubric's version.
+# form asked for, temperature, reasoning effort, where the rubric stands), the image file's bytes, the rubric's version.
+# The bytes stand for what is sent: as they are, or, of formats that endpoints do not take, the PNG that `judge.image`
+# makes of them (with grey scaled to its range). A change of that conversion needs another number here.
 # Whatever a later setting adds to the body is in as well.
 # Out, because it decides about no ruling: where the endpoint is (a server started for a run has another port each
 # time), keys, the completion's name, the image's path, retries and limits, and `max_completion_tokens`: a reply that it
@@ -50,16 +53,15 @@ def rubric_version(request: JudgeRequest | AnswerRequest) -> str:
 
 
 def image_digest(path: str) -> str:
-    """SHA-256 of an image file; it is read again where its time or size has changed.
+    """SHA-256 of an image file; it is read again when it was written or replaced since.
 
     Raises:
         OSError: it cannot be read.
     """
-    facts = os.stat(path)
-    return _digest(path, facts.st_mtime_ns, facts.st_size)
+    return _digest(path, file_version(os.stat(path)))
 
 
 @lru_cache(maxsize=KNOWN_IMAGES)
-def _digest(path: str, _mtime_ns: int, _size: int) -> str:
+def _digest(path: str, _version: FileVersion) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

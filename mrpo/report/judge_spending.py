@@ -11,6 +11,7 @@ from mrpo.report.load import RunData
 
 TROUBLES = {
     "judge/cache_corrupt": "damaged",
+    "judge/cache_changed": "of an image that changed meanwhile",
     "judge/cache_read_errors": "not readable",
     "judge/cache_write_errors": "not writable",
 }

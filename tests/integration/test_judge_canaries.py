@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from judge.accounting import KnownRuling
+from judge.accounting import KnownRuling, LookedUp
 from judge.local_server import LocalServer
 from judge.pool import RayJudgePool
 from mrpo.config import JudgeConfig
@@ -29,12 +29,14 @@ class Known:
     def __init__(self) -> None:
         self.kept: list[str] = []
 
-    async def find(self, request: JudgeRequest | AnswerRequest) -> KnownRuling | None:
+    async def find(self, request: JudgeRequest | AnswerRequest) -> LookedUp:
         assert isinstance(request, JudgeRequest)
         ones = [True] * len(request.steps)
-        return KnownRuling(ruling=Verdicts(alignment=ones, contribution=ones), model="from before")
+        return LookedUp(known=KnownRuling(ruling=Verdicts(alignment=ones, contribution=ones), model="from before"))
 
-    async def keep(self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str) -> None:
+    async def keep(
+        self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str, key: str
+    ) -> None:
         self.kept.append(request.key)
 
     def take_metrics(self) -> dict[str, float]:
