@@ -91,9 +91,9 @@ class JudgeClient:
             ended = await self._attempts.run(asked)
             about_answer = AnswerJudgement(outcome=ended.reply.outcome, **_account(request.key, asked))
             return _served(about_answer, asked, ended)
-        too_long = _too_long(request, self._config)
-        if too_long is not None:
-            return Served(judgement=too_long, requests=())
+        unsent = too_long(request, self._config)
+        if unsent is not None:
+            return unsent
         call = self._call(step_prompt(request), request, max_attempts, trial, made)
         conclusion = await self._attempts.run(call)
         about_steps = Judgement(outcome=conclusion.reply.outcome, **_account(request.key, call))
@@ -134,11 +134,11 @@ class JudgeClient:
         )
 
 
-def _too_long(request: JudgeRequest, config: JudgeConfig) -> Judgement | None:
+def too_long(request: JudgeRequest | AnswerRequest, config: JudgeConfig) -> Served | None:
     """The failure of a completion of more steps than a reply can hold, which is not sent; None: it is not so long."""
     limited = config.kind not in UNLIMITED_KINDS and config.provider.token_limit != TokenLimitField.NONE
     most = config.max_completion_tokens // LEAST_REPLY_TOKENS_PER_STEP
-    if not limited or len(request.steps) <= most:
+    if isinstance(request, AnswerRequest) or not limited or len(request.steps) <= most:
         return None
     detail = (
         f"{len(request.steps)} steps, and a reply of judge.max_completion_tokens={config.max_completion_tokens} holds "
@@ -146,7 +146,8 @@ def _too_long(request: JudgeRequest, config: JudgeConfig) -> Judgement | None:
     )
     now_s = time.time()
     failure = JudgeFailure(reason=FailureReason.WRONG_COUNT, detail=detail)
-    return Judgement(key=request.key, outcome=failure, started_s=now_s, ended_s=now_s, attempts=0)
+    unsent = Judgement(key=request.key, outcome=failure, started_s=now_s, ended_s=now_s, attempts=0)
+    return Served(judgement=unsent, requests=())
 
 
 def _account(key: str, call: Call[Ruling]) -> dict[str, Any]:

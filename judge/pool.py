@@ -16,6 +16,7 @@ from judge.actors import JudgeActors, NoActor
 from judge.api_key import key_of, key_source
 from judge.availability import Event, Opened
 from judge.circuits import Circuits
+from judge.client import too_long
 from judge.ruling_key import rubric_version
 from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
@@ -185,6 +186,9 @@ class RayJudgePool:
 
     async def _call(self, request: JudgeRequest | AnswerRequest, made: type[Made], account: Account) -> Served:
         """Dispatch until there is a ruling or a failure that is the call's own, through outages and lost actors."""
+        unsent = too_long(request, self._config)
+        if unsent is not None:  # it needs neither an endpoint nor a budget
+            return unsent
         losses, wanted = 0, self._config.max_attempts
         while True:
             admission = await self._circuits.admit()

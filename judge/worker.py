@@ -7,16 +7,17 @@ that it is for, so one message brings all calls of a moment and one takes back a
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from judge.accounting import RequestUsage, Served
 from judge.availability import Event
 from judge.client import JudgeClient
 from judge.limiter import Limiter
 from mrpo.config import JudgeConfig
-from mrpo.errors import MRPOError
+from mrpo.errors import ConfigError, MRPOError
 from mrpo.types import AnswerRequest, JudgeRequest
 
 GATHER_S = 0.1  # for which an ended call waits for others to end, but for the last one; it holds no slot meanwhile
@@ -46,16 +47,28 @@ class JudgeWorker:
     """One client in one process. Keys are read where this process runs and never leave it."""
 
     def __init__(self, config: JudgeConfig, *, concurrency: int, limiter: Limiter | None) -> None:
-        self._client = JudgeClient(config, concurrency=concurrency, limiter=limiter)
+        self._make_client = partial(JudgeClient, config, concurrency=concurrency, limiter=limiter)
         self._calls: dict[int, asyncio.Task[Ended]] = {}
         self._news: list[Ended | Event] = []
         self._some = asyncio.Event()
         self._session = 0
         self._listening: asyncio.Task[None] | None = None
 
+    @cached_property
+    def _client(self) -> JudgeClient:
+        """Made on first use: an actor that cannot be made dies, and an error in it reaches nobody as it was raised."""
+        return self._make_client()
+
     async def has_keys(self) -> list[bool]:
-        """Whether this process has the key of each endpoint. Answering at all says that the worker is up."""
-        return self._client.has_keys
+        """Whether this process has the key of each endpoint. Answering at all says that the worker is up.
+
+        Raises:
+            ConfigError: a key cannot be read.
+        """
+        try:
+            return self._client.has_keys
+        except ConfigError as error:
+            raise ConfigError(f"{error} (judge actor on {socket.gethostname()})") from None
 
     async def begin(self, session: int, open_endpoints: Sequence[int]) -> None:
         """Serve anew: what an earlier session left is dropped, and who listens to that one gets nothing any more.

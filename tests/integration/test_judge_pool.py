@@ -300,6 +300,35 @@ def test_a_key_set_here_but_not_on_the_nodes_is_refused(image: str, monkeypatch:
     assert "sk-late" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "fault"), [(None, "cannot be read"), ("", "is empty")])
+def test_a_key_file_that_an_actor_cannot_use_is_named_with_its_node(
+    image: str, tmp_path: Path, text: str | None, fault: str
+) -> None:
+    path = tmp_path / "key"
+    if text is not None:
+        path.write_text(text)
+    config = config_of("http://127.0.0.1:1/v1", api_key_file=str(path))
+    with pytest.raises(ConfigError, match=rf"^the key file {path} {fault}.*\(judge actor on ") as caught:
+        with_pool(config, judge_many(image, 1))
+    assert type(caught.value) is ConfigError
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_completion_that_no_reply_can_hold_ends_at_once_in_an_outage_and_under_a_spent_budget(image: str) -> None:
+    """It needs no endpoint and takes nothing of the budget."""
+
+    async def scenario(pool: RayJudgePool) -> tuple[Judgement, bool, int]:
+        pool._circuits.opened(0, "gone", for_s=4.0)
+        long = await asyncio.wait_for(pool.judge(judge_request(image, ["A CT."] * 500)), 2.0)
+        ruled = await asyncio.wait_for(pool.judge(judge_request(image)), 20.0)
+        return long, isinstance(ruled.outcome, Verdicts), pool.spent.requests
+
+    with ScriptedServer(lambda *_: reply(GOOD)) as server:
+        long, is_ruled, spent = with_pool(config_of(server.url, max_requests=1), scenario)
+    assert reasons([long]) == [FailureReason.WRONG_COUNT]
+    assert (long.attempts, is_ruled, spent, len(server.requests)) == (0, True, 1, 1)
+
+
 @pytest.mark.parametrize("changes", [{"url": None}, {"model": None}])
 def test_a_pool_needs_an_endpoint(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"judge\.url and judge\.model"):
