@@ -30,7 +30,7 @@ from mrpo.calibration.measure import CheckResult, first_rulings, label_facts, me
 from mrpo.calibration.noise import NoisyJudge
 from mrpo.calibration.rulings import RecordedJudge
 from mrpo.calibration.tables import label_tables, result_tables
-from mrpo.calibration.template import rows_of_sets, rows_of_source, write_template
+from mrpo.calibration.template import UNKNOWN_LICENSE, rows_of_sets, rows_of_source, write_template
 from mrpo.choices import JudgeKind
 from mrpo.command_line import INTERRUPTED, exit_code, quiet_libraries
 from mrpo.compose import compose_config
@@ -238,6 +238,12 @@ def _template(config: Config, path: Path) -> int:
     steps = sum(len(row["steps"]) for row in rows)
     screen.print(f"{sheet}: {len(rows)} completions, {steps} steps to label", soft_wrap=True, markup=False)
     screen.print(f"{instructions}: what to tell the labellers", soft_wrap=True, markup=False)
+    if any(row["license"] == UNKNOWN_LICENSE for row in rows):
+        screen.print(
+            "a run names no licenses: the sheet goes to no external judge until its column `license` is filled in",
+            soft_wrap=True,
+            markup=False,
+        )
     if not rows:
         screen.print(
             "the sheet is empty; ARGS=check.source=<run or evaluation folder>, or SETS=<set> with "

@@ -15,6 +15,7 @@ from typing import Any
 from mrpo.atomic import write_text
 from mrpo.calibration.sheets import COLUMNS, write_sheet
 from mrpo.config import BenchmarkConfig
+from mrpo.data.sets import NO_EXTERNAL_JUDGE
 from mrpo.errors import ConfigError, DataError
 from mrpo.eval.generations import read_generations
 from mrpo.eval.questions import load_question_sets
@@ -28,6 +29,9 @@ from mrpo.types import Example
 
 INSTRUCTIONS = Path(__file__).with_name("labelling.md")
 SUFFIXES = (".csv", ".jsonl")
+# The rows of a run name no license, and what is not known to be allowed is refused (`mrpo.judge_permission`).
+UNKNOWN_LICENSE = f"unknown; {NO_EXTERNAL_JUDGE} until filled in"
+PHANTOM_LICENSE = "generated"
 BLANK = {"alignment": None, "contribution": None}
 
 
@@ -148,7 +152,7 @@ def _of_trace(row: TraceRow) -> dict[str, Any]:
         "labels": [dict(BLANK) for _ in row.steps],
         "annotator": None,
         "dataset": row.dataset,
-        "license": None,
+        "license": PHANTOM_LICENSE if row.dataset == "phantom" else UNKNOWN_LICENSE,
     }
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from mrpo.calibration.__main__ import main
+from mrpo.calibration.job import prepare
 from mrpo.calibration.labels import Mark, read_labels
-from mrpo.calibration.template import rows_of_sets, rows_of_source, write_template
+from mrpo.calibration.template import UNKNOWN_LICENSE, rows_of_sets, rows_of_source, write_template
+from mrpo.compose import compose_config
 from mrpo.config import BenchmarkConfig
 from mrpo.data.jsonl import write_jsonl
 from mrpo.errors import ConfigError, DataError
+from mrpo.rows import read_rows, write_rows
 from tests.unit.synthetic_run import make_run
 from tests.unit.test_eval_command import RIGHT, prepared
 
@@ -144,3 +147,26 @@ def test_restricted_data_are_not_sent_to_an_external_judge(
     judge = ["judge=openai_compatible", "judge.url=https://judge.example/v1", "judge.model=m"]
     assert main([f"check.labels={filled(sheet, 'A')}", *judge]) == 2
     assert "may not be sent to an external judge" in capsys.readouterr().err
+
+
+def test_data_of_a_run_are_not_sent_to_an_external_judge_until_their_license_is_filled_in(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [replace(row, dataset="mimic") for row in read_rows(run / "eval" / "after.parquet")]
+    write_rows(tmp_path / "rows.parquet", rows)
+    source = f"check.source={tmp_path / 'rows.parquet'}"
+    assert main([f"check.template={tmp_path / 'sheet.csv'}", source, "check.num_completions=2"]) == 0
+    assert "no external judge until its column `license` is filled in" in capsys.readouterr().out
+    judge = ["judge=openai_compatible", "judge.url=https://judge.example/v1", "judge.model=m"]
+    labels = filled(tmp_path / "sheet.csv", "A")
+    assert main([f"check.labels={labels}", *judge]) == 2
+    said = capsys.readouterr().err
+    assert "may not be sent to an external judge (unknown; no external judge until filled in)" in " ".join(said.split())
+    labels.write_text(labels.read_text("utf-8").replace(UNKNOWN_LICENSE, "Apache-2.0"), encoding="utf-8")
+    config = compose_config([f"check.labels={labels}", *judge])
+    assert {item.license for item in prepare(config).completions} == {"Apache-2.0"}
+
+
+def test_phantoms_of_a_run_may_be_seen_by_anybody(run: Path) -> None:
+    rows = rows_of_source(run, num_completions=9, seed=0)
+    assert {(row["dataset"], row["license"]) for row in rows} == {("phantom", "generated")}
