@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from judge_server import Answer, Received, ScriptedServer, judge_request, marks, reply
+from judge_server import Answer, Received, ScriptedServer, all_ones, judge_request, marks, reply
 from PIL import Image
 
 from judge.api_key import key_source, read_key
@@ -22,6 +23,7 @@ from judge.client import JudgeClient
 from mrpo.choices import JudgeKind
 from mrpo.config import EndpointConfig, JudgeConfig
 from mrpo.errors import ConfigError
+from mrpo.judge_spending import SPENDING_FILE
 from mrpo.types import Judgement
 
 KEY = "sk-planted-0123456789-do-not-leak"
@@ -61,7 +63,7 @@ def test_each_endpoint_gets_its_own_key(image: str, tmp_path: Path, monkeypatch:
             EndpointConfig(url=one.url, model="m"),
             EndpointConfig(url=two.url, model="m", api_key_env="OTHER_KEY"),
         )
-        config = JudgeConfig(endpoints=endpoints, api_key_file=key_file(tmp_path))
+        config = JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, endpoints=endpoints, api_key_file=key_file(tmp_path))
         for _ in range(20):
             judge_once(config, image)
     assert {request.headers["authorization"] for request in one.requests} == {f"Bearer {KEY}"}
@@ -118,7 +120,9 @@ def test_a_server_that_quotes_the_key_does_not_get_it_into_a_failure(
         return Answer(status=status, body=answer.body, headers={"x-echo": received.headers["authorization"]})
 
     with ScriptedServer(script) as server:
-        config = JudgeConfig(url=server.url, model="m", api_key_file=key_file(tmp_path), backoff_s=0.01)
+        config = JudgeConfig(
+            kind=JudgeKind.OPENAI_COMPATIBLE, url=server.url, model="m", api_key_file=key_file(tmp_path), backoff_s=0.01
+        )
         judgement = judge_once(config, image)
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
     assert KEY[:12] not in repr(judgement)
@@ -132,66 +136,87 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_no_output_of_a_run_holds_a_key(tmp_path: Path, ray_folder: Path) -> None:
-    """A training step whose judge fails in every way and quotes what it was sent; everything written is searched."""
+def faulty(number: int, received: Received) -> Answer:
+    """Every third reply is good; the others quote what was received, in every way a reply can."""
+    if received.method == "GET":
+        return Answer()
+    quoted = f"you sent {dict(received.headers)}"
+    faults = [
+        Answer(status=500, body=quoted.encode()),
+        Answer(status=400, body=quoted.encode()),
+        reply(quoted),
+        Answer(status=429, body=quoted.encode(), headers={"x-echo": received.headers["authorization"]}),
+        Answer(
+            status=302,
+            body=quoted.encode(),
+            headers={"Location": f"http://elsewhere.example/{received.headers['authorization']}"},
+        ),
+        Answer(drop=True),
+    ]
+    return all_ones(received) if number % 3 == 0 else faults[number % len(faults)]
 
-    def script(number: int, received: Received) -> Answer:
-        if received.method == "GET":
-            return Answer()
-        quoted = f"you sent {dict(received.headers)}"
-        faults = [
-            Answer(status=500, body=quoted.encode()),
-            Answer(status=400, body=quoted.encode()),
-            reply(quoted),
-            Answer(status=429, body=quoted.encode(), headers={"x-echo": KEY}),
-            Answer(drop=True),
-        ]
-        return faults[number % len(faults)]
 
-    file = key_file(tmp_path, OTHER)
-    outputs = tmp_path / "out"
-    environment = {**os.environ, "MRPO_JUDGE_API_KEY": KEY, "RAY_TMPDIR": str(ray_folder)}
-    with ScriptedServer(script) as server:
-        endpoints = f"[{{url:'{server.url}',model:m}},{{url:'{server.url}/',model:n,api_key_file:'{file}'}}]"
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "mrpo.train",
-                "num_steps=1",
+def texts(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Everything in the files of a folder, tables and compressed rulings unpacked."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            text = path.read_bytes().decode("latin-1")
+            yield path, text
+            if path.suffix == ".parquet":
+                yield path, str(pq.read_table(path).to_pylist())  # type: ignore[no-untyped-call]
+
+
+def train(folder: Path, ray_folder: Path, server: ScriptedServer, file: str, *overrides: str) -> tuple[int, str]:
+    """A training whose judge fails in every way; returns the exit code and what was shown."""
+    endpoints = f"[{{url:'{server.url}',model:m}},{{url:'{server.url}/',model:n,api_key_file:'{file}'}}]"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mrpo.train", "judge=openai_compatible", f"judge.endpoints={endpoints}"),
+            *(
+                "num_steps=2",
                 "eval.before=false",
                 "eval.after=false",
-                "judge=openai_compatible",
-                f"judge.endpoints={endpoints}",
                 "judge.max_failure_share=1.0",
                 "judge.backoff_s=0.05",
-                "judge.max_outage_s=5",
-                "judge.on_outage=fail",
-                f"runs_dir={outputs / 'runs'}",
-                f"cache_dir={outputs / 'cache'}",
-                "model.warm_start.num_scans=64",
-                "model.warm_start.true_steps=2",
-                "model.warm_start.faulty_steps=1",
-                "data.num_train=8",
-                "data.num_test=4",
-            ],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-        )
-    assert len([request for request in server.requests if request.method == "POST"]) > 10, done.stderr[-2000:]
+            ),
+            *("judge.breaker.num_failures=1000", "judge.max_attempts=2", "reward.answer.kind=judge"),
+            *(f"runs_dir={folder / 'runs'}", f"cache_dir={folder / 'cache'}"),
+            *("model.warm_start.num_scans=64", "model.warm_start.true_steps=80", "model.warm_start.faulty_steps=2"),
+            *("data.num_train=16", "data.num_test=8", "rollout.prompts_per_step=4", "rollout.group_size=4"),
+            *("cluster.min_free_memory_gib=1", *overrides),
+        ],
+        env={**os.environ, "MRPO_JUDGE_API_KEY": KEY, "RAY_TMPDIR": str(ray_folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
+def test_no_output_of_a_run_holds_a_key(tmp_path: Path, ray_folder: Path) -> None:
+    """Two trainings, one that a judge's failure ends; everything that was written or shown is searched."""
+    file, outputs = key_file(tmp_path, OTHER), tmp_path / "out"
+    with ScriptedServer(faulty) as server:
+        code, shown = train(outputs, ray_folder, server, file)
+        assert code == 0, shown[-3000:]
+        num_good = len(server.requests)
+        failed, shown_at_end = train(outputs, ray_folder, server, file, "judge.on_failure=fail")
+    assert num_good > 15, [request.path for request in server.requests]
+    assert failed != 0
+    assert "judge.on_failure=fail" in shown_at_end
     assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {KEY}", f"Bearer {OTHER}"}
-    searched = 0
-    for path in [*outputs.rglob("*"), *ray_folder.rglob("*")]:
-        if path.is_file() and not path.is_symlink():
-            content = path.read_bytes()
-            searched += 1
-            assert KEY.encode() not in content, path
-            assert OTHER.encode() not in content, path
-    assert searched > 20
-    assert KEY not in done.stdout + done.stderr
-    assert OTHER not in done.stdout + done.stderr
+    names: set[str] = set()
+    is_quoted = False
+    for path, text in [*texts(outputs), *texts(ray_folder), (Path("console"), shown + shown_at_end)]:
+        for key in (KEY, OTHER, KEY[:16], OTHER[:16]):
+            assert key not in text, path
+        names.add(path.name)
+        is_quoted |= "you sent" in text and path.suffix == ".parquet"
+    # What there is to search: nothing of it was left out.
+    assert {"config.yaml", "metrics.jsonl", "events.log", "report.html", SPENDING_FILE} <= names
+    assert any(path.is_file() for path in (outputs / "cache" / "judge").rglob("*")), "no ruling was kept"
+    assert any(name.startswith(("worker-", "raylet")) for name in names), "no log of Ray was searched"
+    assert is_quoted, "no failure's detail is in the rollouts"
