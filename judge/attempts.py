@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 
 from judge.availability import Availability
@@ -53,9 +54,9 @@ class Attempts:
         endpoint = call.trial
         while True:
             if endpoint is None:
-                endpoint = self._availability.choose(avoid=avoid)
+                endpoint = self._availability.choose(avoid=avoid, not_before=call.not_before)
             if endpoint is None:
-                if not await self._wait_out_hold():
+                if not await self._wait_out_hold(call):
                     return self._nobody(call)
                 continue
             result = await self._request(call, endpoint)
@@ -65,6 +66,8 @@ class Attempts:
             if isinstance(result, Replied):
                 return Conclusion(reply=result.reply, model=result.model)
             call.failure = result.failure
+            if result.retry_after_s is not None:
+                call.not_before[result.endpoint] = time.monotonic() + result.retry_after_s
             pause = self._pause(call, result)
             if not call.has_more or pause >= call.left_s:
                 return self._given_up(call, pause)
@@ -76,16 +79,23 @@ class Attempts:
         """Seconds until the next request; none where another endpoint has not been asked yet."""
         if call.left_s <= 0:
             return 0.0
-        other = self._availability.choose(avoid=result.endpoint)
+        other = self._availability.choose(avoid=result.endpoint, not_before=call.not_before)
         asked = {request.endpoint for request in call.requests}
         if other is not None and other not in asked:
             return 0.0
-        asked_s = result.retry_after_s if other in (None, result.endpoint) else None
-        return pause_s(len(call.requests), asked_s=asked_s, config=self._config, rng=self._rng)
+        return pause_s(len(call.requests), asked_s=self._asked_s(call, result), config=self._config, rng=self._rng)
 
-    async def _wait_out_hold(self) -> bool:
+    def _asked_s(self, call: Call[Ruling], result: Retryable) -> float | None:
+        """Seconds until the first pause is over that this call was asked for; None: one asks for none."""
+        closed = self._availability.closed or [result.endpoint]
+        if not all(endpoint in call.not_before for endpoint in closed):
+            return None
+        left_s = min(call.not_before[endpoint] for endpoint in closed) - time.monotonic()
+        return left_s if left_s > 0 else None
+
+    async def _wait_out_hold(self, call: Call[Ruling]) -> bool:
         """Wait where a pause is all that keeps a call from being sent; False: it is not, or is too long."""
-        hold_s = self._availability.hold_s()
+        hold_s = self._availability.hold_s(call.not_before)
         if hold_s is None or hold_s > self._config.deadline_s:
             return False
         await asyncio.sleep(hold_s + self._rng.uniform(0.0, HOLD_JITTER_S))
@@ -193,7 +203,7 @@ class Attempts:
             await asyncio.gather(*running, return_exceptions=True)  # its connection is closed before its slot is free
 
     async def _second(self, call: Call[Ruling], *, avoid: int) -> Replied[Ruling] | Retryable | None:
-        endpoint = self._availability.choose(avoid=avoid)
+        endpoint = self._availability.choose(avoid=avoid, not_before=call.not_before)
         if endpoint is None:
             return None
         slot = await self._slots.take(begun=True)

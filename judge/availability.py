@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 LIMITED_IN_A_ROW = 4  # replies of 429 that stand for the endpoint and not for one request: now all wait
+NO_PAUSES: Mapping[int, float] = {}
 TURNED_AWAY_IN_A_ROW = 20  # after which it is as good as down: calls need not spend their attempts on it
 
 
@@ -63,9 +64,22 @@ class Availability:
     def __post_init__(self) -> None:
         self._states = [State(weight) for weight in self.weights]
 
-    def choose(self, *, avoid: int | None = None) -> int | None:
-        """An endpoint by weight, `avoid` only where there is no other; None: none may be asked now."""
-        usable = [index for index in range(len(self._states)) if self.may_ask(index)]
+    @property
+    def closed(self) -> list[int]:
+        """The endpoints whose circuits are closed."""
+        return [index for index, state in enumerate(self._states) if not state.is_open]
+
+    def choose(self, *, avoid: int | None = None, not_before: Mapping[int, float] = NO_PAUSES) -> int | None:
+        """An endpoint by weight; None: none may be asked now.
+
+        Args:
+            avoid: chosen only where there is no other.
+            not_before: on `clock`, the pauses that endpoints asked one call for.
+        """
+        now = self.clock()
+        usable = [
+            index for index in range(len(self._states)) if self.may_ask(index) and not_before.get(index, now) <= now
+        ]
         if len(usable) > 1:
             usable = [index for index in usable if index != avoid]
             return self.rng.choices(usable, [self._states[index].weight for index in usable])[0]
@@ -76,9 +90,12 @@ class Availability:
         state = self._states[index]
         return not state.is_open and state.held_until <= self.clock()
 
-    def hold_s(self) -> float | None:
-        """Seconds until the first endpoint may be asked again; None: no pause ends it, every circuit is open."""
-        until = [state.held_until for state in self._states if not state.is_open]
+    def hold_s(self, not_before: Mapping[int, float] = NO_PAUSES) -> float | None:
+        """Seconds until the first endpoint may be asked again, by a call that was asked for these pauses.
+
+        None: no pause ends it, every circuit is open.
+        """
+        until = [max(self._states[index].held_until, not_before.get(index, float("-inf"))) for index in self.closed]
         return max(0.0, min(until) - self.clock()) if until else None
 
     def answered(self, index: int) -> None:

@@ -57,6 +57,7 @@ class Call(Generic[Ruling]):
     sent_s: float | None = None  # time.time() of the first request
     requests: list[RequestUsage] = field(default_factory=list)  # made
     failure: JudgeFailure | None = None  # of the last one
+    not_before: dict[int, float] = field(default_factory=dict)  # by endpoint: a Retry-After, on time.monotonic()
     trial_passed: bool = False
     _bodies: dict[str, bytes] = field(default_factory=dict)  # by model
     _estimated_tokens: int = field(init=False)

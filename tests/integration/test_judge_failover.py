@@ -93,6 +93,32 @@ def test_a_call_that_fails_at_one_endpoint_goes_to_the_other_at_once(image: str,
     assert time.monotonic() - began_s < 2.5  # no pause of 1.5 to 3 s, nor of 30
 
 
+def test_a_pause_asked_for_is_kept_although_another_endpoint_fails_meanwhile(image: str) -> None:
+    """The first asks to be left alone for two seconds; the second fails twice and is all there is to ask."""
+
+    def second(number: int, _: Received) -> Answer:
+        return Answer(status=500) if number < 2 else reply(GOOD)
+
+    def first(number: int, _: Received) -> Answer:
+        return Answer(status=429, headers={"Retry-After": "2"}) if number == 0 else reply(GOOD)
+
+    with ScriptedServer(first) as one, ScriptedServer(second) as two:
+        (judgement,) = judge_in_process(config_of(one.url, two.url, weights=(1e9, 1e-9)), image, 1)
+    assert are_ruled([judgement])
+    assert (len(one.requests), len(two.requests)) == (1, 3)
+
+
+def test_where_all_ask_for_a_pause_the_shortest_is_waited_for(image: str) -> None:
+    def asking(pause: str) -> Callable[[int, Received], Answer]:
+        return lambda number, _: Answer(status=429, headers={"Retry-After": pause}) if number == 0 else reply(GOOD)
+
+    with ScriptedServer(asking("1")) as one, ScriptedServer(asking("8")) as two:
+        (judgement,) = judge_in_process(config_of(one.url, two.url, weights=(1e9, 1e-9)), image, 1)
+    assert are_ruled([judgement])
+    assert (len(one.requests), len(two.requests)) == (2, 1)
+    assert 1.0 <= one.requests[1].at_s - one.requests[0].at_s < 5.0
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_dead_endpoint_is_left_out_by_every_actor_and_tried_one_call_at_a_time(image: str) -> None:
     def script(_: int, __: Received) -> Answer:
