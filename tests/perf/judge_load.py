@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mrpo.config import JudgeConfig
+from mrpo.config import BreakerConfig, JudgeConfig
 
 logger = logging.getLogger("bench")
 NUMBER = 5000
@@ -43,7 +43,9 @@ def log_load() -> bool:
         logger.info("%-40s %.2f", "  CPU of their caller, ms a call", 1000 * load.driver_cpu_s / calls)
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    config = JudgeConfig(num_actors=4, concurrency=CONCURRENCY, deadline_s=2.0)
+    # One request in ten fails as a dead endpoint's would: five in a row come by chance once in twenty runs.
+    breaker = BreakerConfig(num_failures=10)
+    config = JudgeConfig(num_actors=4, concurrency=CONCURRENCY, deadline_s=2.0, breaker=breaker)
     limited = replace(config, requests_per_minute=PER_MINUTE, tokens_per_minute=TOKENS_PER_MINUTE)
     try:
         with tempfile.TemporaryDirectory() as folder:
