@@ -30,13 +30,12 @@ def check_judge(config: JudgeConfig) -> None:
     """
     if config.kind == JudgeKind.NONE:
         return
+    check_urls(config)
     split_concurrency(config)
     if config.kind != JudgeKind.OPENAI_COMPATIBLE:
         return
     endpoints = endpoints_of(config)
     sources = [key_source(config, endpoint) for endpoint in endpoints]
-    for endpoint in endpoints:
-        _check_url(endpoint.url, "judge.endpoints" if config.endpoints else "judge.url")
     keys = [_require_key(endpoint, source) for endpoint, source in zip(endpoints, sources, strict=True)]
     troubles = [_trouble(*item) for item in zip(endpoints, sources, keys, strict=True)]
     found = [trouble for trouble in troubles if trouble is not None]
@@ -44,6 +43,18 @@ def check_judge(config: JudgeConfig) -> None:
         raise JudgeUnavailableError("; ".join(found))
     for trouble in found:
         logger.warning("%s; the run starts with the other endpoints", trouble)
+
+
+def check_urls(config: JudgeConfig) -> None:
+    """Check the form of every URL that is given, also of those that this kind of judge does not ask.
+
+    Raises:
+        ConfigError: one is malformed or holds a user name or password.
+    """
+    if config.url is not None:
+        _check_url(config.url, "judge.url")
+    for endpoint in config.endpoints:
+        _check_url(endpoint.url, "judge.endpoints")
 
 
 def _require_key(endpoint: EndpointConfig, source: KeySource) -> str | None:

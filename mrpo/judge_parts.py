@@ -39,6 +39,17 @@ def check_judge_endpoint(config: Config) -> None:
         own_judge(config.judge)
 
 
+def check_judge_urls(config: JudgeConfig) -> None:
+    """Check the URLs that are given, before any of them is written or asked.
+
+    Raises:
+        ConfigError: one is malformed or holds a user name or password.
+    """
+    from judge.check import check_urls
+
+    check_urls(config)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeIdentity:
     """Which judge ruled, by which rubrics; verdicts of two identities are not comparable."""

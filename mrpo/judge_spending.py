@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mrpo.errors import DataError
+from mrpo.json_lines import drop_torn_line, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class SpendingLedger:
         """
         self._path = path
         self.spent: dict[str, Spending] = {} if path is None else read_spending(path)
-        if path is not None and path.exists():
-            _drop_torn_line(path)
+        if path is not None and drop_torn_line(path):
+            logger.warning("%s: a line that a kill cut short is dropped; one call is missing in what was spent", path)
 
     @property
     def total(self) -> Spending:
@@ -95,11 +96,8 @@ def read_spending(path: Path) -> dict[str, Spending]:
     Raises:
         DataError: a whole line is damaged; the message names it.
     """
-    if not path.exists():
-        return {}
     spent: dict[str, Spending] = {}
-    *lines, _ = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path).whole, start=1):
         try:
             counts = json.loads(line)
             model = counts.pop("model")
@@ -114,12 +112,3 @@ def read_spending(path: Path) -> dict[str, Spending]:
 
 def _without_zeros(spending: Spending) -> dict[str, int]:
     return {name: count for name, count in asdict(spending).items() if count}
-
-
-def _drop_torn_line(path: Path) -> None:
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        whole = data[: data.rfind(b"\n") + 1]
-        logger.warning("%s: a line that a kill cut short is dropped; one call is missing in what was spent", path)
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))

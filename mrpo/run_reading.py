@@ -13,6 +13,7 @@ import yaml
 
 from mrpo.choices import BestMetric
 from mrpo.errors import DataError
+from mrpo.json_lines import read_lines
 
 STEP_NAME = re.compile(r"step_(\d+)(\.parquet|\.json)?")
 FORMAT = 2  # of a run folder: of its settings and of the columns of its Parquet files
@@ -143,18 +144,16 @@ def read_metrics(folder: Path) -> MetricsFile:
         DataError: a whole line is no JSON object with a step; the message names the line.
     """
     path = folder / "metrics.jsonl"
-    if not path.exists():
-        return MetricsFile(rows=[], torn=None)
-    *lines, last = path.read_bytes().split(b"\n")
+    found = read_lines(path)
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(found.whole, start=1):
         try:
             row = json.loads(line)
             row["step"] = int(row["step"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} line {number}: {error}; expected one JSON object with a step") from None
         rows.append(row)
-    return MetricsFile(rows=rows, torn=last.decode("utf-8", "replace") if last else None)
+    return MetricsFile(rows=rows, torn=found.torn.decode("utf-8", "replace") if found.torn else None)
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:

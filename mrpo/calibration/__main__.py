@@ -108,7 +108,7 @@ async def _ask(
             console.note(f"{done} of {total} calls")
 
     async with AsyncExitStack() as stack:
-        is_known = all(folder.rulings.has_verdicts(key) for key in keys)
+        is_known = all(folder.rulings.is_final(key) for key in keys)
         if not is_known:
             check_judge_endpoint(job.config)
             _catch_signals()
@@ -131,7 +131,7 @@ async def _ask(
 async def _judge(
     config: Config | None, folder: CheckFolder, console: Console, stack: AsyncExitStack, ledger: SpendingLedger
 ) -> JudgePool:
-    """The judge behind the file of its rulings; without a configuration the file must hold them all."""
+    """The judge behind the file of its rulings; without a configuration the file must hold all there is."""
     if config is None:
         return RecordedJudge(None, folder.rulings)
     log_dir = folder.path / "logs"
@@ -169,9 +169,11 @@ def _result(
     require_some_ruling(job.name, measures, calls)
     notices = list(job.notices)
     if calls.num_failed:
+        num_open = sum(not folder.rulings.is_final(item.call.request.key) for item in asked)
+        again = f" The same command asks again for {num_open} of them alone." if num_open else ""
         notices.append(
             f"{calls.num_failed} of {calls.num_calls} calls about labelled completions failed. They are no verdicts "
-            "and in no measure of agreement; the same command asks again for them alone."
+            f"and in no measure of agreement.{again}"
         )
     attack_keys = [attack.request(attacked=on).key for attack in attacks() for on in (False, True)]
     return CheckResult(

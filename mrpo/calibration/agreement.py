@@ -14,7 +14,7 @@ import numpy as np
 
 from mrpo.calibration.kappa import Weights, band_of, kappa_interval, table_of
 from mrpo.calibration.labels import LabelledCompletion, Mark
-from mrpo.calibration.resampling import Sums, cluster_interval, table_accuracy, table_kappa, weighted_kappa
+from mrpo.calibration.resampling import Sums, cluster_interval, table_accuracy, table_kappa
 from mrpo.eval.intervals import Interval
 from mrpo.types import Verdicts
 
@@ -128,7 +128,7 @@ def graded_agreement(
         GradedAgreement(
             weights=weights.value,
             table=total,
-            kappa=cluster_interval(sums, partial(weighted_kappa, weights=weights), seed=seed),
+            kappa=cluster_interval(sums, partial(table_kappa, weights=weights), seed=seed),
         )
         for weights in (Weights.LINEAR, Weights.QUADRATIC)
     ]

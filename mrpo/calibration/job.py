@@ -14,7 +14,7 @@ from mrpo.choices import LEXICAL_NOTICE, JudgeKind
 from mrpo.config import Config, JudgeConfig, plain
 from mrpo.errors import ConfigError
 from mrpo.eval.subject import digest_of
-from mrpo.judge_parts import judge_identity
+from mrpo.judge_parts import check_judge_urls, judge_identity
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.types import Example
 
@@ -46,9 +46,11 @@ def prepare(config: Config) -> Job:
     """Read the labels, and set the judge up for them.
 
     Raises:
-        ConfigError: the judge cannot rule on these completions, or may not see them.
+        ConfigError: the judge cannot rule on these completions or may not see them, or its URL is none or holds a
+            secret, which the results would show.
         DataError: a bad label; the message names file, row, field and value.
     """
+    check_judge_urls(config.judge)
     given = config.check.labels
     file = Path(given).expanduser() if given else PHANTOM_LABELS
     completions = read_labels(file)

@@ -45,16 +45,18 @@ def cohen_kappa(table: ArrayLike, *, weights: Weights = Weights.NONE) -> float |
     Returns:
         At most 1; None where it is not defined: no items, or both raters always say the same one thing.
     """
-    counts = np.asarray(table, dtype=np.float64)
-    total = counts.sum()
-    if total == 0:
-        return None
-    shares = counts / total
-    distance = distances(len(shares), weights)
-    by_chance = float((distance * np.outer(shares.sum(axis=1), shares.sum(axis=0))).sum())
-    if by_chance == 0:
-        return None
-    return 1.0 - float((distance * shares).sum()) / by_chance
+    value = float(kappas(np.asarray(table, dtype=np.float64), weights=weights))
+    return None if math.isnan(value) else value
+
+
+def kappas(tables: NDArray[np.float64], *, weights: Weights = Weights.NONE) -> NDArray[np.float64]:
+    """[...] `cohen_kappa` of many tables [..., C, C]; NaN where it is not defined."""
+    apart = distances(tables.shape[-1], weights)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = tables / tables.sum(axis=(-2, -1), keepdims=True)
+        by_chance = shares.sum(axis=-1)[..., :, None] * shares.sum(axis=-2)[..., None, :]
+        seen, expected = (shares * apart).sum(axis=(-2, -1)), (by_chance * apart).sum(axis=(-2, -1))
+        return np.asarray(np.where(expected > 1e-12, 1 - seen / expected, np.nan))
 
 
 def kappa_error(table: ArrayLike, *, weights: Weights = Weights.NONE) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpo.calibration.kappa import Weights, distances
+from mrpo.calibration.kappa import Weights, kappas
 from mrpo.eval.intervals import Interval
 
 NUM_RESAMPLES = 4_000
@@ -67,31 +67,14 @@ def share(sums: Sums) -> NDArray[np.float64]:
         return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-def table_kappa(sums: Sums) -> NDArray[np.float64]:
-    """Cohen's kappa of [..., 4] counts: label 0 and judge 0, 0 and 1, 1 and 0, 1 and 1."""
-    total = sums.sum(axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = sums / total[..., None]
-        agreed = shares[..., 0] + shares[..., 3]
-        label, judge = shares[..., 2] + shares[..., 3], shares[..., 1] + shares[..., 3]
-        by_chance = label * judge + (1 - label) * (1 - judge)
-        return np.asarray(np.where(1 - by_chance > 1e-12, (agreed - by_chance) / (1 - by_chance), np.nan))
-
-
-def weighted_kappa(sums: Sums, *, weights: Weights) -> NDArray[np.float64]:
-    """Weighted kappa of [..., C · C] counts by the first rater's category and the second's; NaN where not defined."""
+def table_kappa(sums: Sums, *, weights: Weights = Weights.NONE) -> NDArray[np.float64]:
+    """Cohen's kappa of [..., C · C] counts by the first rater's category and the second's; NaN where not defined."""
     num = math.isqrt(sums.shape[-1])
-    tables = sums.reshape(*sums.shape[:-1], num, num)
-    apart = distances(num, weights)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = tables / tables.sum(axis=(-2, -1), keepdims=True)
-        by_chance = shares.sum(axis=-1)[..., :, None] * shares.sum(axis=-2)[..., None, :]
-        seen, expected = (shares * apart).sum(axis=(-2, -1)), (by_chance * apart).sum(axis=(-2, -1))
-        return np.asarray(np.where(expected > 1e-12, 1 - seen / expected, np.nan))
+    return kappas(sums.reshape(*sums.shape[:-1], num, num), weights=weights)
 
 
 def table_accuracy(sums: Sums) -> NDArray[np.float64]:
-    """Share of agreement in [..., 4] counts as `table_kappa` takes them."""
+    """Share of agreement in [..., 4] counts: label 0 and judge 0, 0 and 1, 1 and 0, 1 and 1."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((sums[..., 0] + sums[..., 3]) / sums.sum(axis=-1))
 

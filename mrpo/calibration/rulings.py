@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mrpo.errors import DataError
+from mrpo.json_lines import drop_torn_line, read_lines
 from mrpo.protocols import JudgePool
 from mrpo.types import (
     AnswerJudgement,
@@ -38,7 +39,8 @@ class RulingFile:
             DataError: a whole line is damaged.
         """
         self._known = read_rulings(path)
-        _drop_torn_line(path)
+        if drop_torn_line(path):
+            logger.warning("%s: a line that a kill cut short is dropped; its call is made again", path)
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     @property
@@ -46,10 +48,12 @@ class RulingFile:
         """By key."""
         return self._known
 
-    def has_verdicts(self, key: str) -> bool:
-        """Whether a call is done with; a failed one is not."""
+    def is_final(self, key: str) -> bool:
+        """Whether the same settings bring nothing else: a ruling, or what is too long to be sent to this judge."""
         known = self._known.get(key)
-        return known is not None and isinstance(known.outcome, Verdicts)
+        if known is None or isinstance(known.outcome, Verdicts):
+            return known is not None
+        return known.outcome.reason == FailureReason.WRONG_COUNT and known.attempts == 0
 
     def add(self, judgement: Judgement) -> None:
         """Put a call on disk."""
@@ -65,14 +69,14 @@ class RulingFile:
 
 @dataclass(frozen=True, slots=True)
 class RecordedJudge:
-    """A `mrpo.protocols.JudgePool` that asks only for what its file has no ruling on; failures are asked again."""
+    """A `mrpo.protocols.JudgePool` that asks for what its file has nothing final on; most failures are not."""
 
-    judge_pool: JudgePool | None  # None: the file must hold every ruling that is asked for
+    judge_pool: JudgePool | None  # None: the file must hold all that is asked for
     file: RulingFile
 
     async def judge(self, request: JudgeRequest) -> Judgement:
-        """The ruling on file, or a new one."""
-        if self.file.has_verdicts(request.key):
+        """What is on file, or a new ruling."""
+        if self.file.is_final(request.key):
             return self.file.known[request.key]
         assert self.judge_pool is not None
         judgement = await self.judge_pool.judge(request)
@@ -91,11 +95,8 @@ def read_rulings(path: Path) -> dict[str, Judgement]:
     Raises:
         DataError: a whole line is damaged.
     """
-    if not path.exists():
-        return {}
-    *lines, _ = path.read_bytes().split(b"\n")
     found: dict[str, Judgement] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path).whole, start=1):
         try:
             judgement = _judgement(json.loads(line))
         except (ValueError, KeyError, TypeError, AssertionError) as error:
@@ -123,10 +124,3 @@ def _judgement(row: dict[str, Any]) -> Judgement:
     else:
         outcome = Verdicts(**{name: [bool(mark) for mark in row.pop(name)] for name in MARKS})
     return Judgement(outcome=outcome, **row)
-
-
-def _drop_torn_line(path: Path) -> None:
-    data = path.read_bytes() if path.exists() else b""
-    if data and not data.endswith(b"\n"):
-        logger.warning("%s: a line that a kill cut short is dropped; its call is made again", path)
-        os.truncate(path, data.rfind(b"\n") + 1)

@@ -129,8 +129,7 @@ def test_an_endpoint_sees_the_images_of_the_labels_every_time_anew(tmp_path: Pat
     labels.write_text("".join(json.dumps({**row, "image": "scan.png"}) + "\n" for row in rows), encoding="utf-8")
     out = tmp_path / "out"
     with LocalServer(JudgeConfig()) as server:
-        run(
-            tmp_path,
+        command = [
             "judge=openai_compatible",
             f"judge.url={server.url}",
             "judge.model=oracle",
@@ -139,7 +138,8 @@ def test_an_endpoint_sees_the_images_of_the_labels_every_time_anew(tmp_path: Pat
             f"check.out={out}",
             "check.repeats=2",
             "check.orders=0",
-        )
+        ]
+        run(tmp_path, *command)
         stats = httpx.get(server.url.removesuffix("/v1") + "/stats", trust_env=False).json()
     result = result_of(out)
     assert result["settings"]["images sent"] == "yes"
@@ -149,7 +149,10 @@ def test_an_endpoint_sees_the_images_of_the_labels_every_time_anew(tmp_path: Pat
     assert not (tmp_path / "cache" / "judge").exists()
     assert marks_of(result)["valid"]["kappa"]["value"] == 1.0
     assert result["attacks"]["succeeded"] == [], "asked about without images"
-    assert result["attacks"]["num_unjudged"] * 2 >= unsent
+    assert result["attacks"]["num_unjudged"] * 2 >= unsent > 0
+    again = run(tmp_path, *command)  # the server is gone: what could never be sent is no reason to look for it
+    assert "100.0%" in again
+    assert result_of(out) == result
 
 
 @pytest.mark.slow

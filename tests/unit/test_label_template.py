@@ -118,6 +118,19 @@ def test_the_command_writes_a_sheet_and_checks_a_filled_one(
     assert "the sheet is empty" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("judge", ["oracle", "openai_compatible"])
+def test_a_url_that_holds_a_secret_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], judge: str
+) -> None:
+    """The page shows the command; a check whose rulings are all on file never asks the endpoint."""
+    url = "judge.url=http://u:hush@judge.example/v1"
+    assert main([f"judge={judge}", url, "judge.model=m", f"runs_dir={tmp_path / 'runs'}"]) == 2
+    said = capsys.readouterr()
+    assert "judge.url holds a user name or password" in " ".join(said.err.split())
+    assert "hush" not in said.out + said.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_oracle_is_refused_on_data_it_does_not_know(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
