@@ -18,6 +18,7 @@ from judge.availability import Event, Opened
 from judge.circuits import Circuits
 from judge.client import too_long
 from judge.ruling_key import rubric_version
+from judge.silence import Silence
 from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError
@@ -91,6 +92,7 @@ class RayJudgePool:
         self._actors = JudgeActors(config, on_event=self._on_event, open_now=lambda: self._circuits.open)
         names = [f"{endpoint.model} at {endpoint.url}" for endpoint in self._endpoints]
         self._circuits = Circuits(names, config, tell=self._actors.set_open, on_event=on_outage)
+        self._silence = Silence(config, self._circuits)
         self.tally = Tally()
 
     @property
@@ -205,12 +207,13 @@ class RayJudgePool:
                 continue
             if not served.out:
                 wanted -= len(served.requests)
-                if served.more_after_s is None or wanted <= 0:
+                if served.more_after_s is not None and wanted > 0:
+                    # It was the budget that allowed no further request: there may be one by now, or it is spent.
+                    await asyncio.sleep(served.more_after_s)
+                    continue
+                if not await self._silence.is_theirs(served):
                     return served
-                # It was the budget that allowed no further request: there may be one by now, or the budget is spent.
-                await asyncio.sleep(served.more_after_s)
-                continue
-            if self._config.on_outage == OutagePolicy.FAIL:
+            elif self._config.on_outage == OutagePolicy.FAIL:
                 return served
             wanted = self._config.max_attempts
             if not self._circuits.is_out:

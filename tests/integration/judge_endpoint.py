@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,16 @@ class Endpoint:
             else:
                 return
         raise AssertionError("the oracle did not start")
+
+    def hang(self) -> None:
+        """Accept connections and never reply."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Reply again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """At once, with the calls that it has."""

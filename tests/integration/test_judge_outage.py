@@ -58,8 +58,13 @@ def config_of(url: str, **judge: object) -> Config:
     )
 
 
-def train(config: Config, folder: Path, endpoint: Endpoint | None, lines: list[str]) -> FakeRecorder:
-    """Four steps; before the second is judged the endpoint dies, for `OUTAGE_S` and its start. None: a fake judge."""
+def train(
+    config: Config, folder: Path, endpoint: Endpoint | None, lines: list[str], *, hangs: bool = False
+) -> FakeRecorder:
+    """Four steps; before the second is judged the endpoint dies, for `OUTAGE_S` and its start. None: a fake judge.
+
+    `hangs`: it accepts connections and never replies instead, for `OUTAGE_S`.
+    """
     examples = [phantom_example(number) for number in range(4)]
     rollout = FakeRollout(table={example.id: (RIGHT, WRONG, WORSE) for example in examples})
     recorder = FakeRecorder(folder=folder)
@@ -68,7 +73,10 @@ def train(config: Config, folder: Path, endpoint: Endpoint | None, lines: list[s
         loop = asyncio.get_running_loop()
 
         def on_step(step: int) -> None:
-            if step == 1 and endpoint is not None:
+            if step == 1 and endpoint is not None and hangs:
+                endpoint.hang()
+                loop.call_later(OUTAGE_S, endpoint.resume)
+            elif step == 1 and endpoint is not None:
                 endpoint.kill()
                 loop.call_later(OUTAGE_S, endpoint.start)
 
@@ -106,10 +114,14 @@ def outcomes(recorder: FakeRecorder, step: int) -> list[tuple[ScoredTrace, Verdi
     return [(scored, scored.trace.judgement.outcome) for scored in traces if scored.trace.judgement is not None]
 
 
-def test_training_waits_and_comes_to_the_same_as_without_the_outage(endpoint: Endpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hangs", [False, True], ids=["dead", "hanging"])
+def test_training_waits_and_comes_to_the_same_as_without_the_outage(
+    endpoint: Endpoint, tmp_path: Path, hangs: bool
+) -> None:
     lines: list[str] = []
-    config = config_of(endpoint.url)
-    hit = train(config, tmp_path, endpoint, lines)
+    # One that hangs is known for it after a deadline; with eight calls at a time the first are late one by one.
+    config = config_of(endpoint.url, **({"deadline_s": 1.5, "concurrency": 8} if hangs else {}))
+    hit = train(config, tmp_path, endpoint, lines, hangs=hangs)
     whole = train(config, tmp_path, None, [])
     for step in range(1, 5):
         assert len(outcomes(hit, step)) == 32
@@ -119,7 +131,7 @@ def test_training_waits_and_comes_to_the_same_as_without_the_outage(endpoint: En
         ]
     assert [line.split(":")[0].split(" after")[0] for line in lines] == ["judge down", "judge up again"]
     assert [step for step, metrics in hit.metrics.items() if "judge/outage_s" in metrics] == [2]
-    assert hit.metrics[2]["judge/outage_s"] >= OUTAGE_S - 1.0
+    assert hit.metrics[2]["judge/outage_s"] >= OUTAGE_S - (3.0 if hangs else 1.0)
 
 
 def test_training_goes_on_by_policy_and_no_failure_counts_as_zero(endpoint: Endpoint, tmp_path: Path) -> None:
