@@ -14,7 +14,7 @@ import hashlib
 import logging
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -148,6 +148,18 @@ class CanaryWatch:
         return metrics
 
 
+def canaries_text(metrics: Mapping[str, float]) -> str:
+    """`3 of 120 (2.5%), 1 canary without a ruling`, of what `take_metrics` gave; empty where none was sent."""
+    steps, failures = metrics.get("judge/canary_steps", 0.0), metrics.get("judge/canary_failures", 0.0)
+    parts = []
+    if steps:
+        share = metrics["judge/canary_error_rate"]
+        parts.append(f"{share * steps:,.0f} of {steps:,.0f} ({share:.1%})")
+    if failures:
+        parts.append(f"{failures:,.0f} canar{'y' if failures == 1 else 'ies'} without a ruling")
+    return ", ".join(parts)
+
+
 class FreshJudge(MeteredJudge, Protocol):
     """A judge that can be asked past what it ruled before."""
 
@@ -191,6 +203,10 @@ class CanaryJudge:
     def take_metrics(self) -> dict[str, float]:
         """The judge's, and what canaries came to; those still open count in the next step."""
         return {**self._judge.take_metrics(), **self._watch.take_metrics()}
+
+    async def finished(self) -> None:
+        """Wait for the canaries that are still open, as the end of a job may, which has no later step to count them."""
+        await asyncio.gather(*self._asking, return_exceptions=True)
 
     @property
     def num_open(self) -> int:

@@ -37,6 +37,7 @@ from mrpo.eval.store import IDENTITY_FILE, EvaluationStore, make_folder
 from mrpo.eval.subject import Subject, context_length, digest_of, find_subject
 from mrpo.eval.vlmevalkit import write_vlmevalkit_tsv
 from mrpo.judge_bill import bill_text
+from mrpo.judge_canaries import CanaryJudge, canaries_text
 from mrpo.judge_parts import check_judge_endpoint, judge_identity
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.judge_spending import SPENDING_FILE, Spending, SpendingLedger, read_spending
@@ -102,7 +103,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
         for item in job.sets:
             console.note(f"{item.name}: {len(item.examples)} questions, open-ended rule {item.open_rule}")
         try:
-            rows = asyncio.run(_measure(job, store, console, similarity))
+            rows, canaries = asyncio.run(_measure(job, store, console, similarity))
         except asyncio.CancelledError:
             console.note("stopped; the same command goes on from here")
             return INTERRUPTED
@@ -110,7 +111,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
             raise JudgeBudgetError(
                 f"{error}; what is measured is kept: the same command with {larger(error)} goes on from here"
             ) from None
-        _conclude(job, store, rows, console, shlex.join(["python", "-m", "mrpo.eval", *arguments]))
+        _conclude(job, store, rows, canaries, console, shlex.join(["python", "-m", "mrpo.eval", *arguments]))
     return 0
 
 
@@ -193,7 +194,10 @@ def _identity(job: Job) -> dict[str, Any]:
     )
 
 
-async def _measure(job: Job, store: EvaluationStore, console: Console, similarity: Similarity | None) -> list[TraceRow]:
+async def _measure(
+    job: Job, store: EvaluationStore, console: Console, similarity: Similarity | None
+) -> tuple[list[TraceRow], str]:
+    """A row a question, and what canaries came to, in words."""
     config, log_dir = job.config, store.path / "logs"
     log_dir.mkdir(exist_ok=True)
     _catch_signals()
@@ -213,7 +217,7 @@ async def _measure(job: Job, store: EvaluationStore, console: Console, similarit
             rollout=rollout, judge=parts.judge, answers=parts.answers, answer_kind=config.reward.answer.kind
         )
         with console.stage("questions"):
-            return await evaluate(
+            rows = await evaluate(
                 job.questions,
                 collector,
                 store,
@@ -223,6 +227,10 @@ async def _measure(job: Job, store: EvaluationStore, console: Console, similarit
                 max_failure_share=config.judge.max_failure_share,
                 on_progress=lambda done, total: console.note(f"{done} of {total} questions"),
             )
+        if not isinstance(parts.judge, CanaryJudge):
+            return rows, ""
+        await parts.judge.finished()
+        return rows, canaries_text(parts.judge.take_metrics())
 
 
 def _catch_signals() -> None:
@@ -233,11 +241,13 @@ def _catch_signals() -> None:
         loop.add_signal_handler(number, task.cancel)
 
 
-def _conclude(job: Job, store: EvaluationStore, rows: Sequence[TraceRow], console: Console, command: str) -> None:
+def _conclude(
+    job: Job, store: EvaluationStore, rows: Sequence[TraceRow], canaries: str, console: Console, command: str
+) -> None:
     """Write what there is to read: rows, facts, page, tables, exports."""
     store.finish([example.id for example in job.questions])
     spent = read_spending(store.path / SPENDING_FILE)
-    evaluation = Evaluation(facts=_facts(job, command, spent), rows=rows)
+    evaluation = Evaluation(facts=_facts(job, command, spent, canaries), rows=rows)
     write_facts(store.path, evaluation.facts)
     page, *_ = write_benchmark(store.path, [evaluation])
     if job.config.benchmark.vlmevalkit:
@@ -248,6 +258,8 @@ def _conclude(job: Job, store: EvaluationStore, rows: Sequence[TraceRow], consol
         console.note(f"{len(failed)} questions lack a ruling; the same command asks again for them alone")
     if spent:
         console.note(f"the judge took {bill_text(spent, job.config.judge.prices)}")
+    if canaries:
+        console.note(f"canary steps ruled wrong by the judge: {canaries}")
     _show([evaluation], page)
 
 
@@ -267,7 +279,7 @@ def _show(evaluations: Sequence[Evaluation], page: Path) -> None:
     screen.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
-def _facts(job: Job, command: str, spent: Mapping[str, Spending]) -> EvaluationFacts:
+def _facts(job: Job, command: str, spent: Mapping[str, Spending], canaries: str) -> EvaluationFacts:
     config, judge = job.config, judge_identity(job.config.judge)
     by_judge = config.reward.answer.kind == AnswerKind.JUDGE
     return EvaluationFacts(
@@ -286,6 +298,7 @@ def _facts(job: Job, command: str, spent: Mapping[str, Spending]) -> EvaluationF
             "max new tokens": str(config.rollout.max_new_tokens),
             "checkpoint": str(job.model_folder or job.subject.path),
             **({"the judge took": bill_text(spent, config.judge.prices)} if spent else {}),
+            **({"canary steps ruled wrong, in the command that ended it": canaries} if canaries else {}),
         },
     )
 

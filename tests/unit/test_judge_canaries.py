@@ -11,7 +11,7 @@ import pytest
 from judge.lexical import LexicalJudge
 from judge.oracle import Oracle
 from mrpo.config import JudgeConfig, LexicalConfig
-from mrpo.judge_canaries import LEAST, CanaryJudge, CanaryWatch, canary_of
+from mrpo.judge_canaries import LEAST, CanaryJudge, CanaryWatch, canaries_text, canary_of
 from mrpo.phantom.language import Belief, QuestionKind, write_answer, write_steps
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
 
@@ -183,6 +183,38 @@ def test_the_alarm_is_told_once_and_its_end_once() -> None:
         watch.add([False, False])
     assert len(events) == 2
     assert "the alarm is over" in events[1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "wrong", "failures", "text"),
+    [
+        (0, 0, 0, ""),
+        (1200, 3, 0, "3 of 1,200 (0.2%)"),
+        (8, 6, 1, "6 of 8 (75.0%), 1 canary without a ruling"),
+        (0, 0, 2, "2 canaries without a ruling"),
+    ],
+)
+def test_what_canaries_came_to_in_words(steps: int, wrong: int, failures: int, text: str) -> None:
+    watch = CanaryWatch(alarm_share=1.0, on_event=[].append)
+    if steps:
+        watch.add([True] * wrong + [False] * (steps - wrong))
+    for _ in range(failures):
+        watch.add_failure()
+    assert canaries_text(watch.take_metrics()) == text
+
+
+@pytest.mark.asyncio
+async def test_the_end_of_a_job_waits_for_open_canaries() -> None:
+    class Late(Judge):
+        async def judge_afresh(self, request: JudgeRequest) -> Judgement:
+            await asyncio.sleep(0.05)
+            return await super().judge_afresh(request)
+
+    canaries = watched(Late(oracle), [], canary_share=1.0)
+    await ask(canaries, 3)
+    assert canaries.num_open == 3
+    await canaries.finished()
+    assert (canaries.num_open, canaries.take_metrics()["judge/canary_error_rate"]) == (0, 0.0)
 
 
 @pytest.mark.asyncio
