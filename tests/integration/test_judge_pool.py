@@ -144,7 +144,10 @@ def test_a_call_with_little_of_the_budget_gets_more_when_others_give_it_back(ima
 
 
 def test_a_fault_that_the_budget_lets_nobody_retry_is_the_budgets_failure(image: str) -> None:
-    with ScriptedServer(lambda *_: Answer(status=500)) as server:
+    def script(_: int, received: Received) -> Answer:
+        return Answer(status=500 if received.method == "POST" else 200)  # it is there, so that it is no outage
+
+    with ScriptedServer(script) as server:
         (short,) = with_pool(config_of(server.url, max_requests=1), judge_many(image, 1))
         (long,) = with_pool(config_of(server.url, max_requests=9), judge_many(image, 1))
     assert reasons([short, long]) == [FailureReason.BUDGET, FailureReason.TRANSPORT]
