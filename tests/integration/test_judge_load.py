@@ -11,7 +11,8 @@ from judge_server import judge_request
 from PIL import Image
 
 from judge.client import JudgeClient
-from judge.limiter import RateLimiter
+from judge.limiter import LATE_S, RateLimiter
+from judge.rate import CATCH_UP_S, MINUTE_S, UNKNOWN_AT_ONCE
 from mrpo.config import JudgeConfig
 from mrpo.types import JudgeFailure, Verdicts
 from tests.integration.judge_load_run import Load, run_load
@@ -19,6 +20,8 @@ from tests.integration.judge_load_server import Faults, LoadServer
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(300)]
 NUMBER = 600
+WINDOW_S = 5.0  # long enough for a limiter that is a fifth too fast to exceed `most_in_window`
+TRAVEL_S = 0.1  # from a client to the server on a busy machine
 
 
 @pytest.fixture
@@ -41,6 +44,11 @@ def assert_accounts_agree(load: Load, number: int, *, is_hedged: bool = False) -
     assert 0 <= made - len(load.seen.arrived_s) <= (0.02 if is_hedged else 0.005) * made
 
 
+def most_in_window(per_minute: int) -> int:
+    """Requests that may arrive within `WINDOW_S`, where the first booking came late, left late and travelled slowly."""
+    return int((WINDOW_S + CATCH_UP_S + LATE_S + TRAVEL_S) * per_minute / MINUTE_S) + 1
+
+
 def test_every_call_ends_once_and_concurrency_holds(image: str) -> None:
     config = JudgeConfig(num_actors=4, concurrency=64, deadline_s=2.0, backoff_s=0.1)
     load = run_load(image, NUMBER, Faults(), config)
@@ -52,15 +60,28 @@ def test_every_call_ends_once_and_concurrency_holds(image: str) -> None:
     assert 0.85 * NUMBER <= load.tally.ruled <= 0.95 * NUMBER  # a hang or garbage ends a call: about 10 %
 
 
+def test_all_slots_of_all_actors_are_used(image: str) -> None:
+    """320 calls of a second at 64 a time take 5 s at least: a machine that does much besides needs less than 10.
+
+    A pool that makes one call at a time would take minutes, one that keeps to a single actor 20 s.
+    """
+    faults = Faults(rate_limited=0.0, errors=0.0, hangs=0.0, garbage=0.0, latency_s=1.0)
+    load = run_load(image, 320, faults, JudgeConfig(num_actors=4, concurrency=64))
+    assert_accounts_agree(load, 320)
+    assert load.tally.ruled == 320
+    assert load.seen.max_in_flight <= 64
+    assert load.utilisation >= 0.5
+
+
 def test_rates_hold_with_retries_and_hedges(image: str) -> None:
-    """3,000 a minute are 50 a second: 2 s hold 100, and half a second's more where the first left late."""
     config = JudgeConfig(
         num_actors=4, concurrency=16, deadline_s=4.0, backoff_s=0.1, requests_per_minute=3000, hedge_percentile=80.0
     )
     load = run_load(image, 300, Faults(latency_s=0.05), config)
     assert_accounts_agree(load, 300, is_hedged=True)
     assert load.seen.max_in_flight <= 16
-    assert load.seen.most_within(2.0) <= 130
+    assert load.seen.arrived_s[-1] - load.seen.arrived_s[0] > WINDOW_S
+    assert load.seen.most_within(WINDOW_S) <= most_in_window(3000)
     assert load.tally.ruled >= 0.9 * 300  # a hang is rescued by the second request
 
 
@@ -79,24 +100,30 @@ def test_tokens_hold_whatever_was_estimated(image: str) -> None:
     load = run_load(image, 200, faults, config)
     assert_accounts_agree(load, 200)
     assert load.tally.ruled == 200
-    assert load.seen.most_within(2.0) <= 55  # 40, and half a second's more, as above
+    # The first ones, estimated at twice their cost, may give back as much as they take.
+    assert load.seen.most_within(WINDOW_S) <= most_in_window(1200) + UNKNOWN_AT_ONCE
     assert load.wall_s < 20.0  # 10 s and the first ones, which go alone
 
 
 @pytest.mark.slow
-def test_no_minute_holds_more_than_the_limits_as_the_server_counts(image: str) -> None:
-    """600 requests or the tokens of 500, with faults, second requests and retries, for more than a minute."""
+@pytest.mark.parametrize(
+    ("number", "requests_per_minute", "tokens_per_minute"), [(620, 600, 500 * 740), (500, 500, None)]
+)
+def test_no_minute_holds_more_than_the_limits_as_the_server_counts(
+    image: str, number: int, requests_per_minute: int, tokens_per_minute: int | None
+) -> None:
+    """500 requests, or the tokens of so many, with faults, second requests and retries, for more than a minute."""
     config = JudgeConfig(
         num_actors=4,
         concurrency=32,
         deadline_s=4.0,
         backoff_s=0.1,
         hedge_percentile=90.0,
-        requests_per_minute=600,
-        tokens_per_minute=500 * 740,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
     )
-    load = run_load(image, 620, Faults(latency_s=0.1), config)
-    assert_accounts_agree(load, 620, is_hedged=True)
+    load = run_load(image, number, Faults(latency_s=0.1), config)
+    assert_accounts_agree(load, number, is_hedged=True)
     assert load.seen.arrived_s[-1] - load.seen.arrived_s[0] > 65.0
     assert 440 <= load.seen.most_within(60.0) <= 500
 
