@@ -26,7 +26,7 @@ from mrpo.errors import ConfigError
 from mrpo.judge_spending import SPENDING_FILE
 from mrpo.types import Judgement
 
-KEY = "sk-planted-0123456789-do-not-leak"
+KEY = "sk-planted-0123/45678\\9-do-not-leak"  # with characters that JSON may escape
 OTHER = "sk-other-9876543210-do-not-leak"
 GOOD = marks((1, 0), (0, 1))
 
@@ -207,7 +207,8 @@ def test_no_output_of_a_run_holds_a_key(tmp_path: Path, ray_folder: Path) -> Non
     assert num_good > 15, [request.path for request in server.requests]
     assert failed != 0
     assert "judge.on_failure=fail" in shown_at_end
-    assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {KEY}", f"Bearer {OTHER}"}
+    sent = {request.headers["authorization"] for request in server.requests if request.method == "POST"}
+    assert sent == {f"Bearer {KEY}", f"Bearer {OTHER}"}
     names: set[str] = set()
     is_quoted = False
     for path, text in [*texts(outputs), *texts(ray_folder), (Path("console"), shown + shown_at_end)]:
