@@ -109,7 +109,7 @@ def test_a_failure_is_never_kept(tmp_path: Path, image: str, bad: str) -> None:
     assert failed.rubric == ruled.rubric is not None
     assert known.outcome == ruled.outcome == Verdicts(alignment=[True, False], contribution=[False, True])
     assert (metrics["judge/cache_hits"], metrics["judge/cache_misses"]) == (1, 2)
-    assert len(server.requests) == 2
+    assert sum(request.method == "POST" for request in server.requests) == 2  # beside: whether it is there at all
 
 
 def test_a_damaged_ruling_is_asked_for_again_and_counted(tmp_path: Path, image: str) -> None:
