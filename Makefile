@@ -14,6 +14,7 @@ SETS ?=
 LABELS ?=
 TEMPLATE ?=
 ARGS ?=
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
 # Settings may also stand on make's own command line: `make train algorithm=grpo`. What make knows is left out.
@@ -71,8 +72,8 @@ data: setup ## prepare a data set; ARGS="data.set=vqa_rad data.source=<folder> d
 report: setup ## write report.html of a run again; ARGS=run=runs/phantom/<time>
 	@$(BIN)/python -m mrpo.report $(OVERRIDES)
 
-test: setup ## the tests: minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+test: setup ## the tests, a quarter of an hour on two cores; WORKERS=1 one after the other
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all: setup ## the tests and the long proofs
 	$(BIN)/python -m pytest $(ARGS)

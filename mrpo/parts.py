@@ -206,6 +206,7 @@ def _start_ray(config: Config, *, learner: bool, engines: bool) -> None:
     layout = placement_of(config, learner=learner, engines=engines)
     if config.cluster.address is None:
         ray.init(
+            address="local",  # a Ray that runs on this machine is joined by cluster.address=auto, and only so
             # Ranks claim a CPU each; a laptop with fewer cores shares them rather than wait for ever.
             num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, layout.num_cpus),
             include_dashboard=config.cluster.dashboard,

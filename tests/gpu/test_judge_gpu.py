@@ -65,7 +65,7 @@ def test_every_reply_parses_and_the_gpu_is_the_servers_alone(tmp_path: Path) -> 
                 await servers.close()
         return [item.outcome for item in found if isinstance(item.outcome, Verdicts)]
 
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
         rulings = asyncio.run(scenario())
     finally:

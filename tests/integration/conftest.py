@@ -13,6 +13,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # never one that another process on this machine has started
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=256 * 1024**2,  # bytes; the default is a third of the machine's memory

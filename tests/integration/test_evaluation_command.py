@@ -36,6 +36,7 @@ def kill_after_parts(arguments: list[str], out: Path, num_parts: int) -> None:
     process.wait()
 
 
+@pytest.mark.slow  # test_evaluation_batch kills in the middle of a chunk, in every run of the tests
 def test_killed_in_the_middle_no_question_is_lost_or_repeated(tmp_path: Path) -> None:
     examples = prepared(tmp_path / "sets", num=120)
     outputs = tmp_path / "outputs.json"

@@ -29,6 +29,7 @@ def asked(server: ScriptedServer) -> int:
     return sum(request.method == "POST" for request in server.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(4 * PATIENCE_S)
 def test_an_evaluation_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path: Path) -> None:
     """Twelve answers, one call each of 740 tokens: 0.001 each at these prices, and room for five of them."""

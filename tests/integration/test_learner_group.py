@@ -65,7 +65,7 @@ def run(settings: LearnerSpec, work: Callable[[DeepSpeedLearner], Awaitable[Any]
     return asyncio.run(inside())
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2, 3])
 def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
     """Losses, gradients and log-probs on two ranks equal those of one, which can resume what two have saved.
 

@@ -106,7 +106,7 @@ def test_adapters_off_on_merged_and_saved(world: Path, tmp_path: Path, family: s
         assert layer.scaling == {"default": 4.0}
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.usefixtures("ray_session")
 def test_two_ranks_train_the_same_adapters_as_one(world: Path, tmp_path: Path, stage: int) -> None:
     samples = completions(world)

@@ -310,6 +310,7 @@ def test_the_export_gives_the_loss_on_record(whole_run: tuple[Path, str], data: 
     assert total / num_tokens == pytest.approx(read_heldout(folder)[-1].loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_losses(whole_run: tuple[Path, str], data: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(data, tmp_path, "eval.after=false", "checkpoint.every_steps=2"),

@@ -115,6 +115,7 @@ def step_file(folder: Path, step: int) -> Path:
     return folder / "rollouts" / f"step_{step:05d}.parquet"
 
 
+@pytest.mark.slow  # test_published_rl trains them in every run of the tests
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
 def test_other_families_run_the_whole_loop(family: str, cache: Path, tmp_path: Path) -> None:
     folder, _ = train(cache, tmp_path, *SMALL, f"model=toy_{family}", "num_steps=2", "data.num_test=8")

@@ -42,7 +42,7 @@ def log_load() -> bool:
         logger.info("%-40s %.2f", "  CPU of judge actors, ms a call", 1000 * load.worker_cpu_s / calls)
         logger.info("%-40s %.2f", "  CPU of their caller, ms a call", 1000 * load.driver_cpu_s / calls)
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     # One request in ten fails as a dead endpoint's would: five in a row come by chance once in twenty runs.
     breaker = BreakerConfig(num_failures=10)
     config = JudgeConfig(num_actors=4, concurrency=CONCURRENCY, deadline_s=2.0, breaker=breaker)
