@@ -20,7 +20,7 @@ INSTALLED := $(VENV)/.installed-$(DEVICE)
 # Settings may also stand on make's own command line: `make train algorithm=grpo`. What make knows is left out.
 BLANK := $(subst ,, )
 GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where a value holds blanks
-OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT LABELS TEMPLATE)
+OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT LABELS TEMPLATE WORKERS)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
 .PHONY: help setup train plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
