@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +108,7 @@ class Controller:
         except MRPOError as error:
             nothing_done = self.step == self._start_step and isinstance(error, ParityError)
             if not nothing_done:
-                await self._save_after(error)
+                await save_after(error, self.save)
             raise
 
     async def _run(self) -> None:
@@ -138,13 +138,6 @@ class Controller:
         is_final = config.eval.after and self.step == config.num_steps  # "after" then says the same
         every = config.eval.every_steps
         return bool(every) and self.step > 0 and self.step % every == 0 and not is_final
-
-    async def _save_after(self, error: MRPOError) -> None:
-        """Keep the steps done; where even that fails, the first error is still the one to report."""
-        try:
-            await self.save()
-        except MRPOError as second:
-            logger.error("no checkpoint could be saved after %r: %s", type(error).__name__, second)
 
     async def train_step(self) -> None:
         """One optimizer step."""
@@ -313,3 +306,11 @@ class Controller:
             for pending in (task, stopped):
                 pending.cancel()
             await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+async def save_after(error: MRPOError, save: Callable[[], Awaitable[None]]) -> None:
+    """Keep the steps done; where even that fails, the first error is still the one to report."""
+    try:
+        await save()
+    except MRPOError as second:
+        logger.error("no checkpoint could be saved after %r: %s", type(error).__name__, second)

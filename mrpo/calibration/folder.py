@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from mrpo.atomic import write_text
 from mrpo.calibration.rulings import RULINGS_FILE, RulingFile, read_rulings
 from mrpo.errors import ConfigError, DataError
+from mrpo.identity_folder import leaves, make_folder
 from mrpo.run_lock import RunLock
 from mrpo.types import Judgement
 
@@ -45,10 +46,7 @@ class CheckFolder:
             DataError: a file in it is damaged.
         """
         file = path / IDENTITY_FILE
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"check.out={path} cannot be a folder: {error.strerror}; name another") from None
+        make_folder(path, "check.out")
         if not file.is_file() and any(
             not item.name.startswith(".") and item.name != "run.lock" for item in path.iterdir()
         ):
@@ -110,7 +108,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, shared: bo
 
     `shared`: leave out what only one of them has, as judges of two kinds have other settings.
     """
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(leaves(before)), dict(leaves(now))
     keys = [key for key in dict.fromkeys((*old, *new)) if key != "name" and old.get(key) != new.get(key)]
     if shared:
         keys = [key for key in keys if key in old and key in new]
@@ -130,11 +128,3 @@ def _require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     changed = differences(before, now)
     if changed:
         raise ConfigError(f"{path} holds a check with another {changed[0]}; set check.out=<new folder>")
-
-
-def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{key} ")
-        else:
-            yield f"{path}{key}", value

@@ -33,9 +33,10 @@ from mrpo.eval.generations import GeneratedElsewhere, Generations, read_generati
 from mrpo.eval.identity import evaluation_identity
 from mrpo.eval.questions import QuestionSet, load_question_sets
 from mrpo.eval.results import set_title, summarise_sets
-from mrpo.eval.store import IDENTITY_FILE, EvaluationStore, make_folder
+from mrpo.eval.store import IDENTITY_FILE, EvaluationStore
 from mrpo.eval.subject import Subject, context_length, digest_of, find_subject
 from mrpo.eval.vlmevalkit import write_vlmevalkit_tsv
+from mrpo.identity_folder import make_folder
 from mrpo.judge_bill import bill_text
 from mrpo.judge_canaries import CanaryJudge, canaries_text
 from mrpo.judge_parts import check_judge_endpoint, judge_identity
@@ -313,7 +314,7 @@ def _compare(config: Config) -> int:
         raise ConfigError(
             f"benchmark.out={folder} holds an evaluation of its own; name another folder for the comparison"
         )
-    make_folder(folder)
+    make_folder(folder, "benchmark.out")
     page, *_ = write_benchmark(folder, evaluations)
     _show(evaluations, page)
     return 0

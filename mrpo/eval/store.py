@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mrpo.atomic import TEMPORARY_SUFFIX, remove_leftovers, write_text
 from mrpo.errors import ConfigError, DataError
+from mrpo.identity_folder import leaves, make_folder
 from mrpo.rows import read_rows, write_rows
 from mrpo.run_lock import RunLock
 from mrpo.trace_row import TraceRow
@@ -46,7 +47,7 @@ class EvaluationStore:
             DataError: a part is damaged.
         """
         file = path / IDENTITY_FILE
-        make_folder(path)
+        make_folder(path, "benchmark.out")
         if not file.is_file() and not all(_is_of_a_start(item.name) for item in path.iterdir()):
             raise ConfigError(f"{path} is no folder of an evaluation; set benchmark.out=<new folder>")
         lock = RunLock.take(path)
@@ -87,18 +88,6 @@ class EvaluationStore:
         self._lock.release()
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder of results, or find it there.
-
-    Raises:
-        ConfigError: it is a file, lies below one, or may not be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"benchmark.out={path} cannot be a folder: {error.strerror}; name another") from None
-
-
 def _is_of_a_start(name: str) -> bool:
     """Whether a file is what a process leaves that is killed before the identity is written."""
     return name == LOCK_FILE or (name.startswith(f".{IDENTITY_FILE}.") and name.endswith(TEMPORARY_SUFFIX))
@@ -119,7 +108,7 @@ def _read_parts(folder: Path) -> tuple[dict[str, TraceRow], int]:
 def _require_same(file: Path, identity: dict[str, Any]) -> None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        before, now = dict(_leaves(found)), dict(_leaves(identity))
+        before, now = dict(leaves(found)), dict(leaves(identity))
         changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{file} is damaged: {error}; set benchmark.out=<new folder>") from None
@@ -129,12 +118,3 @@ def _require_same(file: Path, identity: dict[str, Any]) -> None:
             f"{file.parent} holds an evaluation with another {key} ({before.get(key)!r}, now {now.get(key)!r}); "
             "set benchmark.out=<new folder>"
         )
-
-
-def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value below a tree with its place."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{key} ")
-        else:
-            yield f"{path}{key}", value

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from mrpo.atomic import write_text
 from mrpo.eval.benchmark import Benchmark, measure
 from mrpo.eval.cascade import CascadeSummary
@@ -19,6 +17,7 @@ from mrpo.eval.table_files import write_tables
 from mrpo.eval.tables import result_tables
 from mrpo.report import benchmark_figures as geometry
 from mrpo.report.benchmark_figures import FarFigure, StageFigure, far_figure, stages_of_all, stages_of_failing
+from mrpo.report.pages import page_template
 
 PAGE, FIGURES = "benchmark.html.j2", "benchmark_figures.html.j2"
 
@@ -58,7 +57,7 @@ def write_figures(folder: Path, benchmark: Benchmark) -> list[Path]:
         Their paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    macros: Any = _environment().get_template(FIGURES).make_module({"geometry": geometry})
+    macros: Any = page_template(FIGURES).make_module({"geometry": geometry})
     paths = []
     for name, figure in _figures(benchmark).items():
         svg = str(macros.far(figure) if isinstance(figure, FarFigure) else macros.stages(figure))
@@ -70,7 +69,7 @@ def write_figures(folder: Path, benchmark: Benchmark) -> list[Path]:
 
 def render_benchmark(benchmark: Benchmark) -> str:
     """The page as HTML. What models and judges wrote is escaped like everything else."""
-    template = _environment().get_template(PAGE)
+    template = page_template(PAGE)
     return template.render(
         benchmark=benchmark,
         tables={table.name: table for table in result_tables(benchmark)},
@@ -87,13 +86,3 @@ def _figures(benchmark: Benchmark) -> dict[str, StageFigure | FarFigure]:
     }
     figures = (stages_of_failing(cascades), stages_of_all(cascades), far_figure(cascades))
     return {figure.name: figure for figure in figures if figure is not None}
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("mrpo.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from mrpo.atomic import write_text
 from mrpo.calibration.agreement import Agreement, PlaceAgreement
 from mrpo.calibration.kappa import BANDS, POOR
@@ -17,6 +15,7 @@ from mrpo.calibration.labels import Mark
 from mrpo.calibration.measure import CheckResult, Disagreement
 from mrpo.calibration.tables import coefficient_text, number_text, shares_text
 from mrpo.report import charts
+from mrpo.report.pages import page_template
 
 MAX_DISAGREEMENTS = 60  # shown; `rulings.jsonl` has all
 LEFT, RIGHT, TOP, ROW = 110.0, 12.0, 26.0, 34.0  # of the drawing of kappa, in SVG units
@@ -68,15 +67,8 @@ def write_judge_check(folder: Path, result: CheckResult) -> Path:
 
 def render_judge_check(result: CheckResult) -> str:
     """The page as HTML. What policies, labellers and judges wrote is escaped like everything else."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mrpo.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     measures = result.measures
-    return environment.get_template("judge_check.html.j2").render(
+    return page_template("judge_check.html.j2").render(
         result=result,
         measures=measures,
         valid=next(item for item in measures.marks if item.mark == Mark.VALID),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
 import yaml
 
 from mrpo.atomic import write_text
@@ -14,6 +13,7 @@ from mrpo.report.comparison import accumulation_plot, comparison_table, headline
 from mrpo.report.curves import draw_curves
 from mrpo.report.images import data_uri
 from mrpo.report.load import RunData, load_run
+from mrpo.report.pages import page_template
 from mrpo.report.traces import choose_traces
 
 
@@ -33,20 +33,13 @@ def write_report(folder: Path) -> Path:
 
 def render(run: RunData) -> str:
     """The report as HTML. What the policy wrote is escaped like everything else."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mrpo.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     summaries = {name: summarize(rows) for name, rows in run.evaluations.items()}
     shown: dict[str, EvalSummary] = {name: item for name, item in summaries.items() if name in ("before", "after")}
     if not shown:  # an evaluation during training is better than none
         shown = {name.replace("_", " "): summary for name, summary in list(summaries.items())[-1:]}
     both = {"before", "after"} <= run.evaluations.keys()
     overlaps = [share for _, share in run.series("judge/overlap_share")]
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         run=run,
         date=facts.date(run.state.created_s),
         wall=facts.duration(run.total("time/step_s")),

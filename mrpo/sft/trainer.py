@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mrpo.config import Config
-from mrpo.controller import StopRequested
+from mrpo.controller import StopRequested, save_after
 from mrpo.errors import MRPOError, NonFiniteError
 from mrpo.sft.heldout import HeldOutLoss, read_heldout, write_heldout
 from mrpo.sft.order import Order
@@ -90,7 +90,7 @@ class SupervisedTrainer:
         except NonFiniteError:
             raise  # the learner refused the update; what it holds is the last checkpoint's business
         except MRPOError as error:
-            await self._save_after(error)
+            await save_after(error, self._save)
             raise
 
     async def _run(self) -> None:
@@ -152,10 +152,3 @@ class SupervisedTrainer:
         with self.recorder.checkpoint(self.step, keep_last=self.config.checkpoint.keep_last) as folder:
             await self.learner.save(str(folder))
         self._saved_step = self.step
-
-    async def _save_after(self, error: MRPOError) -> None:
-        """Keep the steps done; where even that fails, the first error is still the one to report."""
-        try:
-            await self._save()
-        except MRPOError as second:
-            logger.error("no checkpoint could be saved after %r: %s", type(error).__name__, second)

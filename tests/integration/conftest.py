@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,11 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    """Path of a small grey scan, a test's own."""
+    path = tmp_path / "scan.png"
+    Image.new("L", (84, 84), 90).save(path)
+    return str(path)

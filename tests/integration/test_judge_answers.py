@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from judge_server import CORRECT, Answer, ScriptedServer, all_ones, answer_request, judge_request, reply
-from PIL import Image
 
 from judge.answer_rubric import ANSWER_RUBRIC
 from judge.client import JudgeClient
@@ -28,16 +26,9 @@ from mrpo.types import (
     JudgeRequest,
     Verdicts,
 )
+from tests.integration.judge_pools import with_pool
 
 pytestmark = pytest.mark.timeout(120)
-T = TypeVar("T")
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path: Path = tmp_path_factory.mktemp("scans") / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def config_of(url: str, **changes: Any) -> JudgeConfig:
@@ -54,18 +45,6 @@ def ask(config: JudgeConfig, request: AnswerRequest) -> AnswerJudgement:
             await client.close()
 
     return asyncio.run(scenario())
-
-
-def with_pool(config: JudgeConfig, scenario: Callable[[RayJudgePool], Awaitable[T]]) -> T:
-    async def run() -> T:
-        pool = RayJudgePool(config)
-        try:
-            await pool.start()
-            return await scenario(pool)
-        finally:
-            pool.close()
-
-    return asyncio.run(run())
 
 
 @pytest.mark.parametrize(("text", "correct"), [(CORRECT, True), ('{"Correct": 0}', False)])

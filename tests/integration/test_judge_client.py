@@ -7,12 +7,10 @@ import json
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import Answer, Received, ScriptedServer, all_ones, closed_port, judge_request, marks, reply
-from PIL import Image
 
 from judge.accounting import Served
 from judge.client import JudgeClient
@@ -26,13 +24,6 @@ from mrpo.types import FailureReason, JudgeFailure, Judgement, JudgeRequest, Ver
 
 KEY = "sk-not-a-real-key"
 GOOD = marks((1, 0), (0, 1))
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def config_of(url: str, **changes: Any) -> JudgeConfig:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from judge_server import Answer, Received, ScriptedServer, closed_port, judge_request, marks, reply
-from PIL import Image
 
 from judge.accounting import RequestUsage
 from judge.client import JudgeClient
@@ -18,17 +16,10 @@ from judge.pool import RayJudgePool
 from mrpo.choices import JudgeKind, OutagePolicy
 from mrpo.config import BreakerConfig, EndpointConfig, JudgeConfig
 from mrpo.types import FailureReason, JudgeFailure, Judgement, Verdicts
+from tests.integration.judge_pools import with_pool
 
 pytestmark = pytest.mark.timeout(120)
 GOOD = marks((1, 0), (0, 1))
-T = TypeVar("T")
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def config_of(*urls: str, weights: tuple[float, ...] = (), **changes: Any) -> JudgeConfig:
@@ -51,18 +42,6 @@ def judge_in_process(config: JudgeConfig, image: str, number: int, concurrency: 
         return judgements
 
     return asyncio.run(scenario())
-
-
-def with_pool(config: JudgeConfig, scenario: Callable[[RayJudgePool], Awaitable[T]], **options: Any) -> T:
-    async def run() -> T:
-        pool = RayJudgePool(config, **options)
-        try:
-            await pool.start()
-            return await scenario(pool)
-        finally:
-            pool.close()
-
-    return asyncio.run(run())
 
 
 def judge_many(pool: RayJudgePool, image: str, number: int) -> Awaitable[list[Judgement]]:

@@ -15,7 +15,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from judge_server import Answer, Received, ScriptedServer, all_ones, judge_request, marks, reply
-from PIL import Image
 
 from judge.api_key import key_source, read_key
 from judge.check import check_judge
@@ -29,13 +28,6 @@ from mrpo.types import Judgement
 KEY = "sk-planted-0123/45678\\9-do-not-leak"  # with characters that JSON may escape
 OTHER = "sk-other-9876543210-do-not-leak"
 GOOD = marks((1, 0), (0, 1))
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def key_file(folder: Path, key: str = KEY, mode: int = 0o600) -> str:

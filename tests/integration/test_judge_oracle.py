@@ -10,13 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from judge_server import judge_request
-from PIL import Image
 
 from judge.client import JudgeClient
 from judge.local_app import FaultPlan
@@ -39,13 +37,6 @@ from mrpo.types import (
 TRUTH = Belief(modality="ct", organ="liver", side="left", half="upper", num_lesions=2, marker=False)
 ERROR = Belief(modality="ct", organ="liver", side="right", half="upper", num_lesions=2, marker=False)
 QUICK: dict[str, Any] = {"backoff_s": 0.01, "backoff_max_s": 0.05}
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path: Path = tmp_path_factory.mktemp("scans") / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

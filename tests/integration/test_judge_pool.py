@@ -9,48 +9,28 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 import ray
 from judge_server import Answer, Received, ScriptedServer, all_ones, judge_request, marks, reply
-from PIL import Image
 
 from judge.pool import RayJudgePool
 from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError, DataError
 from mrpo.types import FailureReason, JudgeFailure, Judgement, Verdicts
+from tests.integration.judge_pools import with_pool
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
 
 GOOD = marks((1, 0), (0, 1))
-T = TypeVar("T")
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def config_of(url: str, **changes: Any) -> JudgeConfig:
     quick: dict[str, Any] = {"backoff_s": 0.01, "backoff_max_s": 0.05, "deadline_s": 10.0, "concurrency": 8}
     return JudgeConfig(kind=JudgeKind.OPENAI_COMPATIBLE, url=url, model="judge-model", **{**quick, **changes})
-
-
-def with_pool(config: JudgeConfig, scenario: Callable[[RayJudgePool], Awaitable[T]]) -> T:
-    async def run() -> T:
-        pool = RayJudgePool(config)
-        try:
-            await pool.start()
-            return await scenario(pool)
-        finally:
-            pool.close()
-
-    return asyncio.run(run())
 
 
 def judge_many(image: str, number: int) -> Callable[[RayJudgePool], Awaitable[list[Judgement]]]:

@@ -6,12 +6,10 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import CORRECT, Answer, Received, ScriptedServer, answer_request, judge_request, marks, reply
-from PIL import Image
 
 from judge.client import JudgeClient
 from judge.prompts import answer_prompt, step_prompt
@@ -97,13 +95,6 @@ ENDPOINTS = {
         takes=frozenset({"max_tokens", "temperature"}), has_system_role=False, holds=by_prompt, write=fenced
     ),
 }
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def config_of(row: str, url: str) -> JudgeConfig:

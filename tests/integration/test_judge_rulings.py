@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import pytest
 from judge_server import Answer, ScriptedServer, all_ones, answer_request, judge_request, marks, reply
-from PIL import Image
 
 from judge.cache import open_cache
 from judge.pool import RayJudgePool
@@ -22,13 +21,6 @@ pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
 
 T = TypeVar("T")
 GOOD = marks((1, 0), (0, 1))
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def config_of(url: str, **changes: Any) -> JudgeConfig:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import Answer, Received, ScriptedServer, judge_request, marks, reply
-from PIL import Image
 
 from judge.pool import RayJudgePool
 from mrpo.choices import JudgeKind
@@ -20,13 +18,6 @@ from mrpo.types import FailureReason, JudgeFailure, Judgement, Verdicts
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
 GOOD = marks((1, 0), (0, 1))
 HANG = Answer(delay_s=30.0)  # longer than any deadline here
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def judge_through(url: str, scenario: Callable[[RayJudgePool], Awaitable[list[Judgement]]], **changes: Any) -> Any:

@@ -6,12 +6,10 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import ScriptedServer, closed_port, judge_request, marks, reply
-from PIL import Image
 from ray.exceptions import RayActorError
 
 from judge.accounting import RequestUsage, Served
@@ -26,13 +24,6 @@ from mrpo.types import Verdicts
 pytestmark = pytest.mark.timeout(120)
 GOOD = marks((1, 0), (0, 1))
 KEY = "sk-not-a-real-key"
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "scan.png"
-    Image.new("L", (84, 84), 90).save(path)
-    return str(path)
 
 
 def worker_of(url: str, **changes: Any) -> JudgeWorker:
