@@ -8,10 +8,10 @@ from dataclasses import astuple, dataclass, fields
 
 from judge.accounting import RequestUsage
 from judge.budget import UNLIMITED, Amounts, Budget
-from judge.prompts import answer_prompt, step_prompt
+from judge.prompts import prompt_of
 from judge.request import estimate_tokens
 from mrpo.config import JudgeConfig
-from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_endpoints import endpoint_models
 from mrpo.judge_prices import cost_of, require_prices, total_cost, unpriced
 from mrpo.judge_spending import UNKNOWN_MODEL, Spending, SpendingLedger
 from mrpo.types import AnswerRequest, JudgeRequest
@@ -49,7 +49,7 @@ class Accountant:
         """
         require_prices(config)
         self._config = config
-        self._models = list(dict.fromkeys(endpoint.model for endpoint in endpoints_of(config)))
+        self._models = endpoint_models(config)
         self._ledger = ledger
         self._on_warning = on_warning or logger.warning
         limits = Amounts(
@@ -71,7 +71,7 @@ class Accountant:
     async def lease(self, request: JudgeRequest | AnswerRequest, wanted: int) -> Lease:
         """Room for up to `wanted` requests of a call; it waits for others where it may come free."""
         self._warn()
-        prompt = answer_prompt(request) if isinstance(request, AnswerRequest) else step_prompt(request)
+        prompt = prompt_of(request)
         total = estimate_tokens(prompt, send_image=self._config.send_image)
         prompt_tokens = total - prompt.reply_tokens
         each = self._each(prompt_tokens, prompt.reply_tokens)

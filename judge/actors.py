@@ -48,18 +48,18 @@ class JudgeActors:
         self._is_closed = False
         shares = split_concurrency(config)
         name = f"judge-{secrets.token_hex(3)}"  # several pools may share a cluster
-        self._limiter = None
+        self._limiter: Any = None
+        limiter: RemoteLimiter | None = None
         if config.requests_per_minute is not None or config.tokens_per_minute is not None:
+            limiter_name = f"{name}-limiter"
+            limiter = RemoteLimiter(limiter_name, counts_tokens=config.tokens_per_minute is not None)
             self._limiter = _spawn(
                 RateLimiter,
-                f"{name}-limiter",
+                limiter_name,
                 retries=-1,  # a booking made twice costs a little time; a lost one would fail a call
                 requests_per_minute=config.requests_per_minute,
                 tokens_per_minute=config.tokens_per_minute,
             )
-        limiter = None
-        if self._limiter is not None:
-            limiter = RemoteLimiter(f"{name}-limiter", counts_tokens=config.tokens_per_minute is not None)
         self._links = [
             ActorLink(
                 _spawn(JudgeWorker, f"{name}-{index}", config, retries=0, concurrency=share, limiter=limiter),

@@ -20,7 +20,7 @@ from judge.ruling_folder import RulingFolder
 from judge.ruling_key import rubric_version, ruling_key
 from mrpo.choices import JudgeKind
 from mrpo.config import JudgeConfig
-from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_endpoints import endpoint_models
 from mrpo.types import AnswerRequest, JudgeRequest, Verdicts
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class RulingCache:
             folder: of the cache, shared with other runs.
         """
         self._config = config
-        self._models = tuple(dict.fromkeys(endpoint.model for endpoint in endpoints_of(config)))
+        self._models = tuple(endpoint_models(config))
         self._folder = RulingFolder(folder, max_mib=config.cache.max_mib)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="judge-cache")
         self._lock = threading.Lock()  # of the counts

@@ -11,14 +11,12 @@ from judge.attempts import Attempts
 from judge.availability import Availability, Event
 from judge.call import Call, Conclusion
 from judge.limiter import Limiter
-from judge.prompts import LEAST_REPLY_TOKENS_PER_STEP, answer_prompt, step_prompt
+from judge.prompts import LEAST_REPLY_TOKENS_PER_STEP, prompt_of
 from judge.reply import Ruling
 from judge.slots import Slots, targets_of
-from mrpo.choices import JudgeKind, TokenLimitField
+from mrpo.choices import LOCAL_KINDS, TokenLimitField
 from mrpo.config import JudgeConfig
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest
-
-UNLIMITED_KINDS = (JudgeKind.ORACLE, JudgeKind.LEXICAL)  # they count no tokens
 
 
 class JudgeClient:
@@ -86,18 +84,13 @@ class JudgeClient:
             DataError: the image cannot be read.
         """
         made = [] if made is None else made
-        if isinstance(request, AnswerRequest):
-            asked = self._call(answer_prompt(request), request, max_attempts, trial, made)
-            ended = await self._attempts.run(asked)
-            about_answer = AnswerJudgement(outcome=ended.reply.outcome, **_account(request.key, asked))
-            return _served(about_answer, asked, ended)
         unsent = too_long(request, self._config)
         if unsent is not None:
             return unsent
-        call = self._call(step_prompt(request), request, max_attempts, trial, made)
-        conclusion = await self._attempts.run(call)
-        about_steps = Judgement(outcome=conclusion.reply.outcome, **_account(request.key, call))
-        return _served(about_steps, call, conclusion)
+        call = self._call(prompt_of(request), request, max_attempts, trial, made)
+        ended = await self._attempts.run(call)
+        kind = AnswerJudgement if isinstance(request, AnswerRequest) else Judgement
+        return _served(kind(outcome=ended.reply.outcome, **_account(request.key, call)), call, ended)
 
     async def events(self) -> list[Event]:
         """What happened to endpoints since the last call; waits until something has."""
@@ -136,7 +129,7 @@ class JudgeClient:
 
 def too_long(request: JudgeRequest | AnswerRequest, config: JudgeConfig) -> Served | None:
     """The failure of a completion of more steps than a reply can hold, which is not sent; None: it is not so long."""
-    limited = config.kind not in UNLIMITED_KINDS and config.provider.token_limit != TokenLimitField.NONE
+    limited = config.kind not in LOCAL_KINDS and config.provider.token_limit != TokenLimitField.NONE
     most = config.max_completion_tokens // LEAST_REPLY_TOKENS_PER_STEP
     if isinstance(request, AnswerRequest) or not limited or len(request.steps) <= most:
         return None

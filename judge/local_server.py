@@ -19,14 +19,13 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from mrpo.choices import JudgeKind
+from mrpo.choices import LOCAL_KINDS, JudgeKind
 from mrpo.config import JudgeConfig, OracleConfig, plain
 from mrpo.errors import ConfigError, JudgeUnavailableError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-LOCAL_KINDS = (JudgeKind.ORACLE, JudgeKind.LEXICAL)
 START_TIMEOUT_S = 60.0  # importing the server takes a second; beside engines that load, much longer
 STOP_TIMEOUT_S = 5.0
 PARENT_POLL_S = 0.5

@@ -46,6 +46,11 @@ class Prompt(Generic[Ruling]):
     parse: Parser[Ruling]
 
 
+def prompt_of(request: JudgeRequest | AnswerRequest) -> Prompt[Any]:
+    """Rule on what a request is about."""
+    return answer_prompt(request) if isinstance(request, AnswerRequest) else step_prompt(request)
+
+
 def step_prompt(request: JudgeRequest) -> Prompt[Verdicts]:
     """Rule on every step; the request has at least one."""
     assert request.steps, f"{request.key}: a completion without steps is not judged"

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from judge.answer_rubric import ANSWER_RUBRIC_VERSION
 from judge.image import FileVersion, file_version
-from judge.prompts import answer_prompt, step_prompt
+from judge.prompts import prompt_of
 from judge.request import build_body
 from judge.rubric import RUBRIC_VERSION
 from mrpo.config import JudgeConfig
@@ -39,7 +39,7 @@ def ruling_key(request: JudgeRequest | AnswerRequest, config: JudgeConfig, *, mo
     Raises:
         OSError: the image cannot be read.
     """
-    prompt = answer_prompt(request) if isinstance(request, AnswerRequest) else step_prompt(request)
+    prompt = prompt_of(request)
     body = build_body(prompt, replace(config, max_completion_tokens=ANY_LENGTH), model=model, image_url=None)
     image = image_digest(request.image) if config.send_image else "none"
     place = "first" if config.provider.image_first else "last"

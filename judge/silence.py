@@ -13,9 +13,9 @@ import httpx
 
 from judge.accounting import Served
 from judge.circuits import Circuits
-from mrpo.choices import JudgeKind, OutagePolicy
+from judge.slots import trusts_env
+from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
-from mrpo.host import is_this_machine
 from mrpo.judge_endpoints import endpoints_of
 from mrpo.types import FailureReason, JudgeFailure
 
@@ -71,12 +71,10 @@ class Silence:
             if endpoint in self._circuits.open:
                 return False
             url = self._endpoints[endpoint].url
-            # A judge of the run's own is in the cluster, where no proxy is to be asked either.
-            trust_env = self._config.kind != JudgeKind.VLLM and not is_this_machine(url)
             try:
                 async with (
                     asyncio.timeout(min(PROBE_TIMEOUT_S, self._config.deadline_s)),
-                    httpx.AsyncClient(trust_env=trust_env, timeout=None) as client,
+                    httpx.AsyncClient(trust_env=trusts_env(self._config, url), timeout=None) as client,
                 ):
                     response = await client.get(f"{url.rstrip('/')}/models")
             except (TimeoutError, httpx.RequestError):

@@ -32,6 +32,11 @@ class Target:
     key: str | None = field(repr=False)
 
 
+def trusts_env(judge: JudgeConfig, url: str) -> bool:
+    """Whether a proxy of the environment is asked: a judge of the run's own is in the cluster, where none is."""
+    return judge.kind == JudgeKind.OPENAI_COMPATIBLE and not is_this_machine(url)
+
+
 def targets_of(config: JudgeConfig) -> list[Target]:
     """The endpoints with their keys, which are read here.
 
@@ -43,8 +48,7 @@ def targets_of(config: JudgeConfig) -> list[Target]:
             url=f"{endpoint.url.rstrip('/')}/chat/completions",
             model=endpoint.model,
             weight=endpoint.weight,
-            # A judge of the run's own is in the cluster, where no proxy is to be asked either.
-            trust_env=config.kind == JudgeKind.OPENAI_COMPATIBLE and not is_this_machine(endpoint.url),
+            trust_env=trusts_env(config, endpoint.url),
             key=key_of(config, endpoint),
         )
         for endpoint in endpoints_of(config)

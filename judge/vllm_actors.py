@@ -30,7 +30,6 @@ class VllmActor:
 
     def __init__(self, spec: VllmSpec, *, local: bool) -> None:
         """`local`: the cluster is this machine, and nobody else need reach the server."""
-        self._name = spec.name
         self.server = VllmServer(spec, host=LOOPBACK if local else ray.util.get_node_ip_address())
         self._closing = threading.Event()
         self._closed = threading.Lock()
@@ -60,11 +59,11 @@ class VllmActor:
             with self._closed:
                 if self._closing.is_set():
                     return
-                logger.warning("%s ended by itself; it is started again", self._name)
+                logger.warning("%s ended by itself; it is started again", self.server.spec.name)
                 try:
                     self.server.start(give_up=self._closing.is_set)
                 except JudgeUnavailableError:
-                    logger.exception("%s does not come up again", self._name)
+                    logger.exception("%s does not come up again", self.server.spec.name)
 
 
 class VllmServers:

@@ -142,6 +142,8 @@ class JudgeKind(StrEnum):
     NONE = "none"  # answer-only rewards
 
 
+LOCAL_KINDS = (JudgeKind.ORACLE, JudgeKind.LEXICAL)  # processes of ours that read no image and count no tokens
+
 # Said on start and in the report.
 LEXICAL_NOTICE = (
     "judge.kind=lexical compares words and knows no medicine: its verdicts try out the machinery and are no result"

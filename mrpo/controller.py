@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 from mrpo.collection import Collector
 from mrpo.config import Config
 from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError
-from mrpo.eval.record import EvalRecord, record_of
+from mrpo.eval.on_record import put_on_record
+from mrpo.eval.record import EvalRecord
 from mrpo.judge_noise import NoisyTraces, add_judge_noise
 from mrpo.judge_stop import require_budget
 from mrpo.metrics import evaluation_metrics, step_metrics
@@ -274,13 +275,7 @@ class Controller:
         requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
         work = self.collector.collect(examples, requests, policy_version=self.step, judge_steps=config.eval.judge)
         traces = await self._until_stopped(work)
-        require_budget(traces)
-        records = [record_of(trace, threshold=config.algorithm.threshold) for trace in traces]
-        self.recorder.write_evaluation(name, records)
-        metrics = evaluation_metrics(records)
-        for watcher in self.watchers:
-            watcher.evaluation(name, self.step, metrics)
-        return records
+        return put_on_record(name, traces, config, step=self.step, recorder=self.recorder, watchers=self.watchers)
 
     async def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one."""

@@ -29,3 +29,12 @@ def endpoints_of(judge: JudgeConfig) -> tuple[EndpointConfig, ...]:
         if names.count(name) > 1:
             raise ConfigError(f"judge.endpoints has {name[0]} with model {name[1]} twice; raise its weight instead")
     return judge.endpoints
+
+
+def endpoint_models(judge: JudgeConfig) -> list[str]:
+    """The models behind the endpoints, each once.
+
+    Raises:
+        ConfigError: see `endpoints_of`.
+    """
+    return list(dict.fromkeys(endpoint.model for endpoint in endpoints_of(judge)))

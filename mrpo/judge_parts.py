@@ -12,11 +12,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrpo.choices import LEXICAL_NOTICE, Device, JudgeKind
+from mrpo.choices import LEXICAL_NOTICE, LOCAL_KINDS, Device, JudgeKind
 from mrpo.config import Config, JudgeConfig
 from mrpo.console import Console
 from mrpo.judge_canaries import CanaryJudge
-from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_endpoints import endpoint_models
 from mrpo.judge_model import own_judge
 from mrpo.judge_spending import SpendingLedger
 from mrpo.placement import Seat, placement_of
@@ -68,10 +68,7 @@ def judge_identity(config: JudgeConfig) -> JudgeIdentity | None:
     from judge.answer_rubric import ANSWER_RUBRIC_VERSION
     from judge.rubric import RUBRIC_VERSION
 
-    if config.kind == JudgeKind.VLLM:
-        model = own_judge(config).served_name
-    else:
-        model = ", ".join(dict.fromkeys(endpoint.model for endpoint in endpoints_of(config)))
+    model = own_judge(config).served_name if config.kind == JudgeKind.VLLM else ", ".join(endpoint_models(config))
     return JudgeIdentity(model=model, step_rubric=RUBRIC_VERSION, answer_rubric=ANSWER_RUBRIC_VERSION)
 
 
@@ -160,7 +157,7 @@ async def _start_own_judge(
 
 def _judge_endpoint(config: Config, stack: AsyncExitStack) -> JudgeConfig:
     """The judge's address; a local judge's server is started for it."""
-    from judge.local_server import LOCAL_KINDS, LocalServer
+    from judge.local_server import LocalServer
     from mrpo.ray_placement import node_address
 
     if config.judge.kind not in LOCAL_KINDS:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mrpo.choices import JudgeKind
+from mrpo.choices import LOCAL_KINDS, JudgeKind
 from mrpo.config import JudgeConfig, PriceConfig
 from mrpo.errors import ConfigError
-from mrpo.judge_endpoints import endpoints_of
+from mrpo.judge_endpoints import endpoint_models
 from mrpo.judge_spending import Spending
 
 MILLION = 1_000_000
@@ -43,9 +43,9 @@ def models_of(judge: JudgeConfig) -> list[str]:
     Raises:
         ConfigError: an endpoint is needed, and there is none.
     """
-    if judge.kind in (JudgeKind.ORACLE, JudgeKind.LEXICAL) and not judge.model:
+    if judge.kind in LOCAL_KINDS and not judge.model:
         return [str(judge.kind)]
-    return list(dict.fromkeys(endpoint.model for endpoint in endpoints_of(judge)))
+    return endpoint_models(judge)
 
 
 def price_example(model: str) -> str:

@@ -48,10 +48,7 @@ class Spending:
 
 def sum_of(spent: Mapping[str, Spending]) -> Spending:
     """Over all models."""
-    total = Spending()
-    for spending in spent.values():
-        total += spending
-    return total
+    return sum(spent.values(), Spending())
 
 
 class SpendingLedger:

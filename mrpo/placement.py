@@ -137,7 +137,7 @@ def placement_of(config: Config, *, learner: bool = True, engines: bool = True, 
         size = config.judge.vllm.tensor_parallel
         bundles += [Bundle(node=None, cpus=1, gpus=size, judge=server) for server in range(num_judges)]
     layout = Layout(bundles=tuple(bundles), tensor_parallel=tensor_parallel, shared=shared)
-    _check_sum(config, layout, num_engines=num_engines, num_ranks=num_ranks, num_judges=num_judges)
+    _check_sum(config, layout, num_engines=num_engines, num_judges=num_judges)
     return replace(layout, bundles=_on_nodes(config, layout.bundles))
 
 
@@ -191,7 +191,7 @@ def _on_nodes(config: Config, bundles: tuple[Bundle, ...]) -> tuple[Bundle, ...]
     return tuple(replace(bundle, node=nodes[number]) for number, bundle in enumerate(bundles))
 
 
-def _check_sum(config: Config, layout: Layout, *, num_engines: int, num_ranks: int, num_judges: int) -> None:
+def _check_sum(config: Config, layout: Layout, *, num_engines: int, num_judges: int) -> None:
     """Refuse more GPUs than the machines are said to have, and engines that a node cannot be cut into."""
     cluster = config.cluster
     there = cluster.num_nodes * cluster.gpus_per_node
@@ -210,7 +210,7 @@ def _check_sum(config: Config, layout: Layout, *, num_engines: int, num_ranks: i
         )
     if layout.num_gpus <= there:
         return
-    parts = sum_of_gpus(config, num_engines=num_engines, num_ranks=num_ranks, num_judges=num_judges)
+    parts = sum_of_gpus(config, layout)
     fewer = "rollout.num_engines, judge.vllm.num_servers" if num_judges else "rollout.num_engines"
     raise ConfigError(
         f"{parts} = {layout.num_gpus} GPUs are more than cluster.num_nodes={cluster.num_nodes} × "
@@ -219,8 +219,11 @@ def _check_sum(config: Config, layout: Layout, *, num_engines: int, num_ranks: i
     )
 
 
-def sum_of_gpus(config: Config, *, num_engines: int, num_ranks: int, num_judges: int) -> str:
+def sum_of_gpus(config: Config, layout: Layout) -> str:
     """The arithmetic of a layout in words."""
+    num_engines = sum(len(bundle.engines) for bundle in layout.bundles)
+    num_ranks = sum(len(bundle.ranks) for bundle in layout.bundles)
+    num_judges = sum(bundle.judge is not None for bundle in layout.bundles)
     engines = f"{num_engines} engines × {config.rollout.tensor_parallel}"
     parts = [engines] if num_engines else []
     if num_ranks and num_engines and config.cluster.placement == Placement.COLOCATED:

@@ -56,13 +56,7 @@ def check_gpus(
     """
     layout = placement_of(config, learner=learner, engines=engines, judge=judge)
     if num_gpus < layout.num_gpus:
-        num_judges = sum(bundle.judge is not None for bundle in layout.bundles)
-        parts = sum_of_gpus(
-            config,
-            num_engines=config.rollout.num_engines if engines else 0,
-            num_ranks=config.learner.num_ranks if learner else 0,
-            num_judges=num_judges,
-        )
+        parts = sum_of_gpus(config, layout)
         raise ResourceError(
             f"experiment {config.experiment} needs {layout.num_gpus} GPUs ({parts}) and the cluster has {num_gpus}; "
             "choose a cluster=… that is there, set cluster.address to a larger one, lower rollout.num_engines or "

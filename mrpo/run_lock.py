@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # answers of file systems without locks
 
+LOCK_FILE = "run.lock"
+
 
 class RunLock:
     """A held lock."""
@@ -31,7 +33,7 @@ class RunLock:
         Raises:
             ResourceError: another process holds it.
         """
-        file = (folder / "run.lock").open("a+", encoding="utf-8")
+        file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -37,3 +37,11 @@ class StopSignals:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal)
+
+
+def cancel_on_signals() -> None:
+    """A signal cancels the task that calls this, for commands that keep on disk what they have."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)

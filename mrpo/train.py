@@ -38,8 +38,6 @@ from mrpo.sft.settings import require_reinforcement
 from mrpo.stop_signals import StopSignals
 from mrpo.tracking import Tracker
 
-logger = logging.getLogger(__name__)
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run one training; returns the exit code."""

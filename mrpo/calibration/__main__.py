@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -20,7 +19,7 @@ from rich.console import Console as RichConsole
 
 from mrpo.calibration.agreement import annotator_pairs
 from mrpo.calibration.asking import Asked, ask, calls_of
-from mrpo.calibration.attacks import AttackSummary, attack_success, attacks
+from mrpo.calibration.attacks import AttackSummary, attack_success, attacks, requests_of
 from mrpo.calibration.calls import call_summary
 from mrpo.calibration.comparison import Comparison, compare_rulings
 from mrpo.calibration.folder import CheckFolder, EarlierCheck, differences, read_earlier
@@ -43,6 +42,7 @@ from mrpo.parts import start_ray
 from mrpo.protocols import JudgePool
 from mrpo.report.judge_check import write_judge_check
 from mrpo.run_folder import check_writable
+from mrpo.stop_signals import cancel_on_signals
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -97,7 +97,7 @@ async def _ask(
     calls = calls_of(job.completions, repeats=check.repeats, orders=check.orders, seed=seed)
     keys = [call.request.key for call in calls]
     if check.attacks:
-        keys += [attack.request(attacked=attacked).key for attack in attacks() for attacked in (False, True)]
+        keys += [request.key for request in requests_of(attacks())]
     with_images = job.config.judge.send_image
     told = 0
 
@@ -111,8 +111,8 @@ async def _ask(
         is_known = all(folder.rulings.is_final(key) for key in keys)
         if not is_known:
             check_judge_endpoint(job.config)
-            _catch_signals()
-            start_ray(job.config, console, stack, after_ray=_catch_signals, learner=False, engines=False)
+            cancel_on_signals()
+            start_ray(job.config, console, stack, after_ray=cancel_on_signals, learner=False, engines=False)
         async with AsyncExitStack() as first:
             judge = await _judge(None if is_known else job.config, folder, console, first, ledger)
             with console.stage("labelled completions"):
@@ -144,14 +144,6 @@ async def _judge(
     return RecordedJudge(pool, folder.rulings)
 
 
-def _catch_signals() -> None:
-    """A signal ends the check in order; every ruling is kept."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-
-
 def _result(
     job: Job,
     folder: CheckFolder,
@@ -175,7 +167,8 @@ def _result(
             f"{calls.num_failed} of {calls.num_calls} calls about labelled completions failed. They are no verdicts "
             f"and in no measure of agreement.{again}"
         )
-    attack_keys = [attack.request(attacked=on).key for attack in attacks() for on in (False, True)]
+    known = folder.rulings.known
+    attack_calls = [known[request.key] for request in requests_of(attacks())] if attacked else []
     return CheckResult(
         judge=job.name,
         rubric=judge.step_rubric,
@@ -189,7 +182,7 @@ def _result(
         settings=settings_shown(job),
         measures=measures,
         calls=calls,
-        attack_calls=call_summary([folder.rulings.known[key] for key in attack_keys], cost=None) if attacked else None,
+        attack_calls=call_summary(attack_calls, cost=None) if attacked else None,
         attacks=attacked,
         attack_success=attacked.success_share if attacked else None,
         comparison=_comparison(job, asked, earlier) if earlier else None,

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from mrpo.calibration.kappa import Weights, band_of, kappa_interval, table_of
-from mrpo.calibration.labels import LabelledCompletion, Mark
+from mrpo.calibration.labels import LabelledCompletion, Mark, annotators_of
 from mrpo.calibration.resampling import Sums, cluster_interval, table_accuracy, table_kappa
 from mrpo.eval.intervals import Interval
 from mrpo.types import Verdicts
@@ -163,7 +163,7 @@ def third_of(pair: Pair) -> str:
 
 def annotator_pairs(completions: Sequence[LabelledCompletion], *, seed: int) -> list[RaterAgreement]:
     """Every two annotators on the completions that both labelled: no judge can be expected to do better."""
-    names = list(dict.fromkeys(name for item in completions for name in item.labels))
+    names = annotators_of(completions)
     return [
         RaterAgreement(first=first, second=second, agreement=agreement(pairs, mark, seed=seed))
         for first, second in combinations(names, 2)
@@ -185,7 +185,7 @@ def judge_and_annotators(
     completions: Sequence[LabelledCompletion], rulings: Sequence[Verdicts | None], *, seed: int
 ) -> list[RaterAgreement]:
     """The judge against each annotator alone, to be read beside `annotator_pairs`."""
-    names = list(dict.fromkeys(name for item in completions for name in item.labels))
+    names = annotators_of(completions)
     found = []
     for name in names:
         rated = [(item, said) for item, said in zip(completions, rulings, strict=True) if name in item.labels]

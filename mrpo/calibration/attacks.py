@@ -117,6 +117,11 @@ def raised_steps(clean: Verdicts, attacked: Verdicts) -> list[int]:
     return [k for k, (before, after) in enumerate(pairs, start=1) if after and not before]
 
 
+def requests_of(corpus: Sequence[Attack]) -> list[JudgeRequest]:
+    """What a judge is asked: each clean completion and, behind it, the attacked one."""
+    return [attack.request(attacked=attacked) for attack in corpus for attacked in (False, True)]
+
+
 async def attack_success(judge: JudgePool, corpus: Sequence[Attack] | None = None) -> AttackSummary:
     """Have a judge rule on every attack and on its clean completion.
 
@@ -125,7 +130,7 @@ async def attack_success(judge: JudgePool, corpus: Sequence[Attack] | None = Non
         corpus: None: all of `attacks`.
     """
     corpus = attacks() if corpus is None else corpus
-    requests = [attack.request(attacked=attacked) for attack in corpus for attacked in (False, True)]
+    requests = requests_of(corpus)
     outcomes = [judgement.outcome for judgement in await asyncio.gather(*map(judge.judge, requests))]
     succeeded: list[str] = []
     judged: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from mrpo.atomic import write_text
 from mrpo.calibration.rulings import RULINGS_FILE, RulingFile, read_rulings
 from mrpo.errors import ConfigError, DataError
 from mrpo.identity_folder import leaves, make_folder
-from mrpo.run_lock import RunLock
+from mrpo.run_lock import LOCK_FILE, RunLock
 from mrpo.types import Judgement
 
 IDENTITY_FILE = "check.json"
@@ -48,7 +48,7 @@ class CheckFolder:
         file = path / IDENTITY_FILE
         make_folder(path, "check.out")
         if not file.is_file() and any(
-            not item.name.startswith(".") and item.name != "run.lock" for item in path.iterdir()
+            not item.name.startswith(".") and item.name != LOCK_FILE for item in path.iterdir()
         ):
             raise ConfigError(f"{path} is no folder of a judge check; set check.out=<new folder>")
         lock = RunLock.take(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mrpo.calibration.labels import LabelledCompletion, digest_of_labels, read_labels
 from mrpo.calibration.phantom_labels import PHANTOM_LABELS
-from mrpo.choices import LEXICAL_NOTICE, JudgeKind
+from mrpo.choices import LEXICAL_NOTICE, LOCAL_KINDS, JudgeKind
 from mrpo.config import Config, JudgeConfig, plain
 from mrpo.errors import ConfigError
 from mrpo.eval.subject import digest_of
@@ -21,7 +21,6 @@ from mrpo.types import Example
 # Settings of the judge that change what it rules.
 MEASURED = ("kind", "noise", "send_image", "temperature", "max_completion_tokens", "provider")
 MEASURED_BY_RULES = ("kind", "noise", "lexical")
-BLIND = (JudgeKind.ORACLE, JudgeKind.LEXICAL)  # read no image, so that none is sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +80,7 @@ def prepare(config: Config) -> Job:
 def identity_of(job: Job) -> dict[str, Any]:
     """What is measured, as JSON-like data; repeats and orders may grow within a check, as they only add calls."""
     judge, tree = judge_identity(job.config.judge), plain(job.config.judge)
-    names = MEASURED_BY_RULES if job.config.judge.kind in BLIND else MEASURED
+    names = MEASURED_BY_RULES if job.config.judge.kind in LOCAL_KINDS else MEASURED
     return {
         "name": job.name,
         "labels": job.labels_sha256,
@@ -122,7 +121,7 @@ def _sends_images(judge: JudgeConfig, completions: Sequence[LabelledCompletion],
         ConfigError: some completions have an image and some none.
     """
     without = [item for item in completions if item.image is None]
-    if not judge.send_image or judge.kind in BLIND or len(without) == len(completions):
+    if not judge.send_image or judge.kind in LOCAL_KINDS or len(without) == len(completions):
         return False
     if without:
         raise ConfigError(
@@ -136,7 +135,7 @@ def _notices(judge: JudgeConfig) -> list[str]:
     found = [LEXICAL_NOTICE] if judge.kind == JudgeKind.LEXICAL else []
     if judge.noise:
         found.append(f"judge.noise={judge.noise:g}: so large a share of the verdicts was turned over on purpose.")
-    if not judge.send_image and judge.kind not in (*BLIND, JudgeKind.NONE):
+    if not judge.send_image and judge.kind not in (*LOCAL_KINDS, JudgeKind.NONE):
         found.append("No images were sent: the judge saw text alone.")
     return found
 

@@ -207,3 +207,8 @@ def _joined(known: LabelledCompletion, more: LabelledCompletion, where: str) -> 
             "annotator of an id in 'annotator', or remove a row"
         )
     return replace(known, labels={**known.labels, **more.labels})
+
+
+def annotators_of(completions: Sequence[LabelledCompletion]) -> list[str]:
+    """Who labelled any of them, each once."""
+    return list(dict.fromkeys(name for item in completions for name in item.labels))

@@ -27,7 +27,7 @@ from mrpo.calibration.bias import LengthBias, PositionBias, length_bias, positio
 from mrpo.calibration.calls import CallSummary
 from mrpo.calibration.comparison import Comparison
 from mrpo.calibration.consistency import Consistency, consistency
-from mrpo.calibration.labels import LabelledCompletion, Mark
+from mrpo.calibration.labels import LabelledCompletion, Mark, annotators_of
 from mrpo.errors import JudgeUnavailableError
 from mrpo.eval.intervals import Interval
 from mrpo.types import Verdicts
@@ -103,7 +103,7 @@ def label_facts(completions: Sequence[LabelledCompletion]) -> LabelFacts:
         num_completions=len(completions),
         num_steps=sum(len(item.steps) for item in completions),
         num_split={mark.value: sum(item.reference(mark).count(None) for item in completions) for mark in Mark},
-        annotators=list(dict.fromkeys(name for item in completions for name in item.labels)),
+        annotators=annotators_of(completions),
     )
 
 

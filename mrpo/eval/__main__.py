@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -48,6 +47,7 @@ from mrpo.preflight import check_local_gpus, check_memory
 from mrpo.report.benchmark import write_benchmark
 from mrpo.rewards.scorer import Similarity
 from mrpo.run_folder import check_writable
+from mrpo.stop_signals import cancel_on_signals
 from mrpo.trace_row import TraceRow
 from mrpo.types import Example
 
@@ -201,7 +201,7 @@ async def _measure(
     """A row a question, and what canaries came to, in words."""
     config, log_dir = job.config, store.path / "logs"
     log_dir.mkdir(exist_ok=True)
-    _catch_signals()
+    cancel_on_signals()
     async with running_evaluation_parts(
         config,
         console,
@@ -209,7 +209,7 @@ async def _measure(
         similarity=similarity,
         judge_ledger=SpendingLedger(store.path / SPENDING_FILE),
         log_dir=log_dir,
-        after_ray=_catch_signals,
+        after_ray=cancel_on_signals,
     ) as parts:
         outputs = job.generations.outputs if job.generations is not None else {}
         rollout = parts.rollout or GeneratedElsewhere(outputs, step_strategy=config.algorithm.step_strategy)
@@ -232,14 +232,6 @@ async def _measure(
             return rows, ""
         await parts.judge.finished()
         return rows, canaries_text(parts.judge.take_metrics())
-
-
-def _catch_signals() -> None:
-    """A signal ends the evaluation in order; whole chunks are kept."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
 
 
 def _conclude(

@@ -14,13 +14,12 @@ from mrpo.atomic import TEMPORARY_SUFFIX, remove_leftovers, write_text
 from mrpo.errors import ConfigError, DataError
 from mrpo.identity_folder import leaves, make_folder
 from mrpo.rows import read_rows, write_rows
-from mrpo.run_lock import RunLock
+from mrpo.run_lock import LOCK_FILE, RunLock
 from mrpo.trace_row import TraceRow
 
 IDENTITY_FILE = "evaluation.json"
 RESULTS_FILE = "results.parquet"
 PARTS = "parts"
-LOCK_FILE = "run.lock"
 
 
 class EvaluationStore:

@@ -43,10 +43,10 @@ def tokens_of(request: JudgeRequest | AnswerRequest, config: JudgeConfig, *, ima
         config: of the judge.
         image_size: pixels, width and height.
     """
-    from judge.prompts import answer_prompt, step_prompt
+    from judge.prompts import prompt_of
     from judge.request import CHARS_PER_TOKEN
 
-    prompt = answer_prompt(request) if isinstance(request, AnswerRequest) else step_prompt(request)
+    prompt = prompt_of(request)
     place = next(prompt.text.index(part) for part in OWN_PART if part in prompt.text)
     image = image_tokens(*image_size) if config.send_image else 0
     first = config.provider.image_first

@@ -68,13 +68,14 @@ def write_judge_check(folder: Path, result: CheckResult) -> Path:
 def render_judge_check(result: CheckResult) -> str:
     """The page as HTML. What policies, labellers and judges wrote is escaped like everything else."""
     measures = result.measures
+    places = [item for item in measures.places if item.mark == Mark.VALID]
     return page_template("judge_check.html.j2").render(
         result=result,
         measures=measures,
         valid=next(item for item in measures.marks if item.mark == Mark.VALID),
         figure=kappa_figure(measures.marks),
-        places=[item for item in measures.places if item.mark == Mark.VALID],
-        errors=place_errors([item for item in measures.places if item.mark == Mark.VALID]),
+        places=places,
+        errors=place_errors(places),
         shown=shown_disagreements(measures.disagreements),
         chart=charts,
         figure_width=WIDTH,

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Sequence
 
 from mrpo.collection import Collector
 from mrpo.config import Config
-from mrpo.eval.record import EvalRecord, record_of
-from mrpo.judge_stop import require_budget
-from mrpo.metrics import evaluation_metrics
+from mrpo.eval.on_record import Recorder, Watcher, put_on_record
 from mrpo.sampling_order import greedy_requests
 from mrpo.types import Example
-
-
-class Recorder(Protocol):
-    """Where evaluations are kept (the run folder)."""
-
-    def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path: ...
-
-
-class Watcher(Protocol):
-    """Who is told."""
-
-    def evaluation(self, name: str, step: int, metrics: Mapping[str, float]) -> None: ...
 
 
 async def evaluate(
@@ -55,9 +39,4 @@ async def evaluate(
     requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
     await collector.rollout.set_policy_version(step)
     traces = await collector.collect(examples, requests, policy_version=step, judge_steps=config.eval.judge)
-    require_budget(traces)
-    records = [record_of(trace, threshold=config.algorithm.threshold) for trace in traces]
-    recorder.write_evaluation(name, records)
-    metrics = evaluation_metrics(records)
-    for watcher in watchers:
-        watcher.evaluation(name, step, metrics)
+    put_on_record(name, traces, config, step=step, recorder=recorder, watchers=watchers)

@@ -7,7 +7,6 @@ and go on from its checkpoint to the bit.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,8 +20,6 @@ from mrpo.errors import MRPOError, NonFiniteError
 from mrpo.sft.heldout import HeldOutLoss, read_heldout, write_heldout
 from mrpo.sft.order import Order
 from mrpo.types import LearnStats, SftSample
-
-logger = logging.getLogger(__name__)
 
 HELD_OUT_CHUNK = 64  # demonstrations of one call, between two of which a stop is heard
 
