@@ -10,7 +10,7 @@ from typing import Any
 
 from learner.distributed import threads_of_rank
 from learner.spec import LearnerSpec
-from mrpo.choices import LoraTransfer, WeightTransfer
+from mrpo.choices import WeightTransfer
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
 
@@ -68,7 +68,7 @@ class LearnerActor:
         from learner.weight_sync import RayWeightSyncClient, make_sender
 
         client, lora = RayWeightSyncClient(engines, ranks_per_engine=ranks_per_engine), self._spec.lora
-        if lora.r and lora.to_engines == LoraTransfer.ADAPTER:
+        if lora.sends_adapter:
             from learner.adapter_sender import AdapterSender
 
             self._sender = AdapterSender(client, self._rank)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from learner.partitioned import full_shape, gathered, whole_copy
-from mrpo.atomic import fsync
 from mrpo.config import LoraConfig
 from mrpo.errors import ConfigError
 from mrpo.families import Family
@@ -189,6 +188,4 @@ def write_adapter(rank: Rank, folder: Path) -> int:
         written = copy.copy(rank.adapters.peft_config)
         written.inference_mode = True  # as PEFT writes it: who loads the adapter decides whether it is trained further
         written.save_pretrained(str(folder))
-        for path in (*folder.iterdir(), folder):
-            fsync(path)
     return num_bytes

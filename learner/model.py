@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from learner.attention import implementation
 from learner.buffers import compute_buffers_again
@@ -63,7 +64,8 @@ def load_model(
     config.tie_word_embeddings = ties_embeddings(Path(folder))
     options = {"config": config, "dtype": dtype, "attn_implementation": kernels}
     model = _whole_model(getattr(transformers, family.model_class), folder, **options)
-    compute_buffers_again(model)
+    if is_deepspeed_zero3_enabled():  # what partitions weights as they are made casts every tensor that is made
+        compute_buffers_again(model)
     if gradient_checkpointing:
         # The re-entrant variant needs an input that requires grad, which a frozen vision tower does not have.
         model.gradient_checkpointing_enable({"use_reentrant": False})

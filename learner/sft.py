@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from learner.agreement import together
 from learner.inputs import Sample
 from learner.lora import seed_dropout
 from learner.rank import Rank
 from learner.schedule import WARM_START_WARMUP_SHARE, sft_lr
-from learner.step import all_reduce, apply_update, grad_norm, plan_own
+from learner.step import all_reduce, apply_update, grad_norm, own_parts
 from mrpo.errors import DataError
 from mrpo.prompt_tokens import Placeholders, prompt_ids
 from mrpo.sft.tokens import target_ids
@@ -88,7 +87,7 @@ class Supervision:
         total = 0.0
         rank.engine.eval()
         try:
-            for part in _own_parts(rank, samples):
+            for part in own_parts(rank, samples):
                 logprobs, _ = rank.engine(rank.inputs.build(part or samples[:1]).to(rank.device))
                 total -= float(logprobs.double().sum()) if part else 0.0
         finally:
@@ -161,7 +160,7 @@ class Supervision:
         rank, num_tokens = self.rank, _num_targets(samples)
         loss_sum = 0.0
         failure = ""
-        parts = _own_parts(rank, samples)
+        parts = own_parts(rank, samples)
         for part in parts:
             batch = rank.inputs.build(part or samples[:1]).to(rank.device)
             logprobs, _ = rank.engine(batch)
@@ -172,17 +171,6 @@ class Supervision:
                 failure = failure or f"supervised training: the loss of a batch with {samples[0].key} is {loss_sum}"
         apply_update(rank, lr, failure)
         return _summed(rank, loss_sum), len(parts)
-
-
-def _own_parts(rank: Rank, samples: Sequence[Sample]) -> list[list[Sample]]:
-    """This rank's micro-batches, their images read; an empty one where its peers have one more.
-
-    Raises:
-        DataError: on every rank, an image that one of them cannot read.
-    """
-    parts = [[samples[index] for index in indices] for indices in plan_own(rank, samples)]
-    together(rank.world_size, lambda: rank.inputs.check([sample for part in parts for sample in part]))
-    return parts
 
 
 def _draw(num_examples: int, num_draws: int, seed: int) -> list[int]:

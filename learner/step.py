@@ -69,8 +69,7 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
     largest = torch.zeros(len(LARGEST), dtype=torch.float64)
     failure = ""
     num_micro_batches = 0
-    parts = [[kept[index] for index in indices] for indices in plan_own(rank, kept)]
-    together(rank.world_size, lambda: rank.inputs.check([sample for part in parts for sample in part]))
+    parts = own_parts(rank, kept)
     seed_dropout(rank)
     for part in parts:
         num_micro_batches += 1
@@ -202,6 +201,17 @@ def all_reduce(rank: Rank, values: Tensor, how: Any) -> Tensor:
     moved = values.to(rank.device)
     dist.all_reduce(moved, op=how)
     return moved.cpu()
+
+
+def own_parts(rank: Rank, samples: Sequence[Sample]) -> list[list[Sample]]:
+    """This rank's micro-batches, their images read; an empty one where its peers have one more.
+
+    Raises:
+        DataError: on every rank, an image that one of them cannot read.
+    """
+    parts = [[samples[index] for index in indices] for indices in plan_own(rank, samples)]
+    together(rank.world_size, lambda: rank.inputs.check([sample for part in parts for sample in part]))
+    return parts
 
 
 def plan_own(rank: Rank, samples: Sequence[Sample]) -> list[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from mrpo.choices import Device, LoraTransfer, Placement, WeightTransfer
+from mrpo.choices import Device, Placement, WeightTransfer
 from mrpo.config import Config, RolloutConfig
 from mrpo.errors import ConfigError
 from mrpo.families import family_of
@@ -55,7 +55,7 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
             device=config.cluster.device,
             weight_transfer=config.cluster.weight_transfer,
             sleeps=config.cluster.placement == Placement.COLOCATED,
-            adapter_rank=lora.r if lora.to_engines == LoraTransfer.ADAPTER else 0,
+            adapter_rank=lora.r if lora.sends_adapter else 0,
             adapter_targets=lora.targets or family_of(model_type).lora_targets,
             terse=config.model.terse_prompt,
             max_pixels=config.model.max_pixels,

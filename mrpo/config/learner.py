@@ -21,6 +21,11 @@ class LoraConfig:
     targets: tuple[str, ...] = ()  # names of layers, e.g. [q_proj,v_proj]; empty: the family's (mrpo/families.py)
     to_engines: LoraTransfer = LoraTransfer.ADAPTER  # merged: into weights of the engines' precision, which rounds
 
+    @property
+    def sends_adapter(self) -> bool:
+        """Whether engines get the adapter itself instead of whole weights."""
+        return self.r > 0 and self.to_engines == LoraTransfer.ADAPTER
+
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
 class LearnerConfig:

@@ -25,9 +25,10 @@ from transformers import AutoModelForImageTextToText, InternVLConfig
 from mrpo.convert.configs import shape_of_custom
 from mrpo.convert.tensor_names import pairs, saved_name
 from tests.integration.custom_checkpoint import write_custom_checkpoint
+from tests.locations import REPOSITORY
 
 logger = logging.getLogger("bench")
-ARCHITECTURE = Path(__file__).parents[2] / "conf" / "architecture" / "internvl3_8b.yaml"
+ARCHITECTURE = REPOSITORY / "conf" / "architecture" / "internvl3_8b.yaml"
 NUM_SHARDS = 4  # as published
 MAX_GIB = 3.0
 GIB = 1024**3
