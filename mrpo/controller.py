@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,6 +20,7 @@ from mrpo.config import Config
 from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError
 from mrpo.eval.on_record import put_on_record
 from mrpo.eval.record import EvalRecord
+from mrpo.faults import FaultLog
 from mrpo.judge_noise import NoisyTraces, add_judge_noise
 from mrpo.judge_stop import require_budget
 from mrpo.metrics import evaluation_metrics, step_metrics
@@ -83,6 +84,8 @@ class Controller:
     stop: asyncio.Event
     step: int = 0  # optimizer steps done; also the policy version
     judge_metrics: Callable[[], Mapping[str, float]] = dict  # what the judge's pool measured since the last step
+    faults: FaultLog = field(default_factory=lambda: FaultLog(None))
+    span: Callable[[str], AbstractContextManager[object]] = nullcontext  # around each stage, for a timeline
     _probe: ScoreSample | None = None
     _start_step: int = field(init=False)
     _saved_step: int | None = None
@@ -176,6 +179,7 @@ class Controller:
         metrics = (
             noisy.metrics()
             | dict(self.judge_metrics())
+            | self.faults.take_metrics()
             | step_metrics(
                 batch.traces,
                 stats,

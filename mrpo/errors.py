@@ -43,6 +43,10 @@ class EngineError(MRPOError):
     """A rollout engine did not start, died, or stopped answering. The message names it and its log."""
 
 
+class LearnerLostError(MRPOError):
+    """A learner rank died or is stuck: the group must be started again from a checkpoint."""
+
+
 class WeightSyncError(MRPOError):
     """A weight bucket arrived damaged, or an engine did not answer like the learner after an update."""
 

@@ -23,6 +23,7 @@ from mrpo.config import BertScoreConfig, Config, LoraConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
 from mrpo.errors import MRPOError
+from mrpo.faults import FaultLog
 from mrpo.judge_parts import start_judge
 from mrpo.judge_spending import SpendingLedger
 from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
@@ -66,6 +67,7 @@ async def running_parts(
     log_dir: Path,
     after_ray: Callable[[], None],
     on_judge_event: Callable[[str], None] | None = None,
+    faults: FaultLog,
 ) -> AsyncIterator[Parts]:
     """Start everything a training run needs, warm start included; end it all on leaving.
 
@@ -79,6 +81,7 @@ async def running_parts(
         log_dir: existing folder for the engines' output.
         after_ray: called once Ray is up (it replaces signal handlers).
         on_judge_event: told in a line of outages and of budgets that run out; None: these are logged.
+        faults: told of parts that are lost and come back.
 
     Raises:
         ResourceError: the cluster has too few GPUs.

@@ -23,6 +23,7 @@ from mrpo.config import Config
 from mrpo.console import Console
 from mrpo.controller import Controller
 from mrpo.data.load import Dataset, load_dataset
+from mrpo.faults import FAULTS_FILE, FaultLog
 from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.parts import Parts, answer_similarity, running_parts
@@ -124,6 +125,7 @@ class _Run:
         log_dir = run.path / "logs"
         log_dir.mkdir(exist_ok=True)
         checkpoint = rewind_to_checkpoint(run, self.config, self.console)
+        faults = FaultLog(run.path / FAULTS_FILE)
         async with running_parts(
             self.config,
             self.dataset,
@@ -134,14 +136,16 @@ class _Run:
             log_dir=log_dir,
             after_ray=self.signals.catch,
             on_judge_event=partial(run.event, level=logging.WARNING),
+            faults=faults,
         ) as parts:
             if checkpoint is not None:
                 await parts.learner.load(str(checkpoint.path))
-            controller = self._controller(run, tracker, parts, step=checkpoint.step if checkpoint else 0)
+            step = checkpoint.step if checkpoint else 0
+            controller = self._controller(run, tracker, parts, faults, step=step)
             self.signals.training = True
             await controller.run()
 
-    def _controller(self, run: RunFolder, tracker: Tracker, parts: Parts, *, step: int) -> Controller:
+    def _controller(self, run: RunFolder, tracker: Tracker, parts: Parts, faults: FaultLog, *, step: int) -> Controller:
         config = self.config
         return Controller(
             config=config,
@@ -159,6 +163,7 @@ class _Run:
             stop=self.signals.stop,
             step=step,
             judge_metrics=parts.judge.take_metrics if parts.judge is not None else dict,
+            faults=faults,
         )
 
 

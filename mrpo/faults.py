@@ -1,0 +1,121 @@
+"""What went wrong while a run was under way, and how long it took to mend: counted and kept in `faults.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from mrpo.errors import DataError
+from mrpo.json_lines import drop_torn_line, read_lines
+
+logger = logging.getLogger(__name__)
+
+FAULTS_FILE = "faults.jsonl"
+
+
+class FaultKind(StrEnum):
+    """What can go wrong without ending a run, or before it ends."""
+
+    ENGINE_LOST = "engine_lost"  # its process or actor died, or its node
+    ENGINE_STUCK = "engine_stuck"  # nothing came of it in time
+    JUDGE_ACTOR_LOST = "judge_actor_lost"
+    JUDGE_OUTAGE = "judge_outage"
+    LEARNER_LOST = "learner_lost"  # a rank died, or its node
+    LEARNER_STUCK = "learner_stuck"
+    NODE_LOST = "node_lost"
+    NONFINITE_STEP = "nonfinite_step"  # the learner refused an update; the step was skipped
+    CHECKPOINT_FAILED = "checkpoint_failed"  # a full disk, say; the run goes on
+    CHECKPOINT_DAMAGED = "checkpoint_damaged"  # it was passed over for the one before
+    PREEMPTED = "preempted"  # SIGTERM
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    """One fault, from when it was noticed."""
+
+    kind: FaultKind
+    who: str  # the actor, node or file, as the Ray dashboard or the run folder names it
+    detail: str
+    at_s: float  # time.time() when it was noticed
+    recovery_s: float | None = None  # until the run was whole again; None: it is not yet
+
+
+class FaultLog:
+    """The faults of one run. One process writes; every fault is a line when noticed, and one more when mended."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Go on with a run's record; None keeps none.
+
+        Args:
+            path: of `faults.jsonl`; what earlier parts of the run wrote stays.
+        """
+        self._path = path
+        self._new: Counter[FaultKind] = Counter()
+        self._recoveries_s: list[float] = []
+        if path is not None:
+            drop_torn_line(path)
+
+    def begin(self, kind: FaultKind, who: str, detail: str = "") -> Fault:
+        """Note a fault; `end` it when the run is whole again."""
+        fault = Fault(kind=kind, who=who, detail=detail, at_s=time.time())
+        self._new[kind] += 1
+        logger.warning("fault: %s: %s%s", kind.value, who, f": {detail}" if detail else "")
+        self._write(fault)
+        return fault
+
+    def end(self, fault: Fault) -> None:
+        """The run is whole again; said once, a second time changes nothing."""
+        if fault.recovery_s is not None:
+            return
+        fault.recovery_s = time.time() - fault.at_s
+        self._recoveries_s.append(fault.recovery_s)
+        logger.warning("recovered from %s of %s after %.1f s", fault.kind.value, fault.who, fault.recovery_s)
+        self._write(fault)
+
+    @contextmanager
+    def during(self, kind: FaultKind, who: str, detail: str = "") -> Iterator[Fault]:
+        """A fault that is mended when the block ends without an error."""
+        fault = self.begin(kind, who, detail)
+        yield fault
+        self.end(fault)
+
+    def take_metrics(self) -> dict[str, float]:
+        """Faults by kind and the longest recovery since this was asked last; what did not happen is left out."""
+        counts, self._new = self._new, Counter()
+        recoveries_s, self._recoveries_s = self._recoveries_s, []
+        metrics = {f"faults/{kind}": float(count) for kind, count in counts.items()}
+        return metrics | ({"faults/recovery_s": max(recoveries_s)} if recoveries_s else {})
+
+    def _write(self, fault: Fault) -> None:
+        if self._path is None:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(fault)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_faults(folder: Path) -> list[Fault]:
+    """The faults of a run, in the order they were noticed; a run without a record had none.
+
+    Raises:
+        DataError: a whole line is no fault; the message names it.
+    """
+    path = folder / FAULTS_FILE
+    faults: dict[tuple[str, str, float], Fault] = {}
+    for number, line in enumerate(read_lines(path).whole, start=1):
+        try:
+            row = json.loads(line)
+            fault = Fault(**{**row, "kind": FaultKind(row["kind"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} line {number}: {error}; expected one fault as JSON") from None
+        faults[fault.kind, fault.who, fault.at_s] = fault
+    return list(faults.values())
