@@ -20,7 +20,7 @@ from mrpo.sampling_order import prompts_of_step
 from mrpo.types import Example
 
 # What follows from seed and data alone; times, throughput, retries and faults may differ from run to run.
-EXACT_METRICS = ("accuracy", *(f"{field}/" for field in "advantage answer cascade completion groups policy reward steps".split()))
+EXACT_METRICS = (
     "accuracy",
     "advantage/",
     "answer/",
