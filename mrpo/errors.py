@@ -27,6 +27,10 @@ class ResourceError(UserError):
     """The machine or cluster has too little memory, too few GPUs, or no place to write."""
 
 
+class ClusterError(UserError):
+    """No Ray cluster answers where one is named, or it does not take the job."""
+
+
 class JudgeUnavailableError(UserError):
     """The judge did not answer before the run began, or more judgements failed than the configuration allows."""
 
@@ -44,7 +48,19 @@ class EngineError(MRPOError):
 
 
 class LearnerLostError(MRPOError):
-    """A learner rank died or is stuck: the group must be started again from a checkpoint."""
+    """A learner rank died: the group must be started again from a checkpoint."""
+
+    def __init__(self, message: str, who: str = "learner") -> None:
+        """Say what happened, and to which actor as the Ray dashboard names it."""
+        super().__init__(message, who)
+        self.who = who
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class LearnerStuckError(LearnerLostError):
+    """A stage of the learner is over its deadline. The message names the rank, the stage and what it is doing."""
 
 
 class WeightSyncError(MRPOError):

@@ -32,6 +32,7 @@ from mrpo.config.learner import LearnerConfig, LoraConfig, SftConfig
 from mrpo.config.model import ErrorRatesConfig, ModelConfig, WarmStartConfig
 from mrpo.config.record import CheckpointConfig, WandbConfig
 from mrpo.config.rollout import RolloutConfig
+from mrpo.config.watchdog import WatchdogConfig
 
 __all__ = [
     "AlgorithmConfig",
@@ -64,6 +65,7 @@ __all__ = [
     "VllmJudgeConfig",
     "WandbConfig",
     "WarmStartConfig",
+    "WatchdogConfig",
     "default_tree",
     "plain",
 ]
@@ -88,6 +90,7 @@ class Config:
     sft: SftConfig = SftConfig()
     judge: JudgeConfig = JudgeConfig()
     cluster: ClusterConfig = ClusterConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     parity: ParityConfig = ParityConfig()
     eval: EvalConfig = EvalConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()

@@ -15,6 +15,7 @@ ROOTS = {
     "mrpo.parts",
     "mrpo.judge_parts",
     "mrpo.ray_placement",
+    "mrpo.ray_nodes",
     "mrpo.compose",
 }  # composition roots and what only they use
 ROOT_PACKAGES = ("mrpo.ablation",)  # expands Hydra's sweeps

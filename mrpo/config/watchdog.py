@@ -1,0 +1,25 @@
+"""How long a stage may take before whoever is in it counts as stuck, and how often a lost learner is started again."""
+
+from __future__ import annotations
+
+from pydantic.dataclasses import dataclass
+
+from mrpo.config.fields import STRICT, Positive
+
+
+@dataclass(kw_only=True, frozen=True, config=STRICT)
+class WatchdogConfig:
+    """Seconds; a stage over its deadline names the actor with its stack, and the actor is started again.
+
+    Sampling has `rollout.stall_timeout_s`, the transfer of weights `learner.publish_timeout_s`, starting
+    `learner.start_timeout_s` and `rollout.start_timeout_s`.
+    """
+
+    learn_s: Positive = 1800.0  # one optimizer step
+    score_s: Positive = 900.0  # log-probs of a parity check
+    save_s: Positive = 900.0  # a checkpoint, as far as training waits for it
+    load_s: Positive = 1800.0
+    judge_s: Positive = (
+        900.0  # one judge actor's answer to one request, with its retries; not while its endpoint is out
+    )
+    node_poll_s: Positive = 5.0  # between two looks at the cluster's nodes

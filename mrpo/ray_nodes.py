@@ -1,0 +1,83 @@
+"""What is asked of the nodes of a Ray cluster: what an actor's process is doing there, and that it ends.
+
+Shared by the parts that keep actors (learner, rollout, judge) and by the composition root; needs Ray up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mrpo.atomic import write_text
+from mrpo.stacks import ActorProcess, Stacks, kill, stacks_of
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+NODE_TIMEOUT_S = 40.0  # a worker that is started for the question takes seconds; py-spy up to 20
+
+
+async def on_node(node_id: str, function: Callable[..., T], *arguments: Any, timeout_s: float = NODE_TIMEOUT_S) -> T:
+    """Call a plain function on a node; in this process where it is this one's.
+
+    Raises:
+        RayError: the node is gone.
+        TimeoutError: it did not answer.
+    """
+    async with asyncio.timeout(timeout_s):
+        if node_id == ray.get_runtime_context().get_node_id():
+            return await asyncio.to_thread(function, *arguments)
+        place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        found: T = await ray.remote(function).options(num_cpus=0, scheduling_strategy=place).remote(*arguments)
+        return found
+
+
+async def actor_stacks(process: ActorProcess) -> Stacks:
+    """What an actor's process is doing; an empty text with the reason where that cannot be found out."""
+    try:
+        return await on_node(process.node_id, stacks_of, process.pid)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        return Stacks(text="", state=f"its node {process.node_id[:8]} does not answer ({type(error).__name__})")
+
+
+async def kill_process(process: ActorProcess) -> None:
+    """SIGKILL, also to a process that Ray cannot end because it is stopped; where its node is gone, so is it."""
+    try:
+        await on_node(process.node_id, kill, process.pid)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        log.info("%s was not killed on its node: %s", process.name, type(error).__name__)
+
+
+async def record_stacks(
+    processes: Sequence[ActorProcess], *, log_dir: str | Path | None, stage: str
+) -> dict[str, Stacks]:
+    """Stacks of actors that are over a deadline, by name; kept in `logs/stacks-<stage>-<time>.txt`.
+
+    Args:
+        processes: all that the stage waits for.
+        log_dir: existing folder; None: nothing is written.
+        stage: what they were doing, a word or two.
+    """
+    found = dict(
+        zip([item.name for item in processes], await asyncio.gather(*map(actor_stacks, processes)), strict=True)
+    )
+    if log_dir is not None:
+        parts = [
+            f"== {item.name} (pid {item.pid}, node {item.node_id}) {found[item.name].state}\n{found[item.name].text}"
+            for item in processes
+        ]
+        name = f"stacks-{re.sub(r'[^a-z0-9]+', '-', stage.lower())}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        try:
+            await asyncio.to_thread(write_text, Path(log_dir) / name, "\n".join(parts))
+            log.warning("stacks of %s are in %s", ", ".join(found), Path(log_dir) / name)
+        except OSError as error:  # a full disk must not hide what is stuck
+            log.error("stacks of %s cannot be written: %s", ", ".join(found), error)
+    return found
