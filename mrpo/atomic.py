@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
 OUTDATED_SUFFIX = f".outdated{TEMPORARY_SUFFIX}"
+REMOVAL_TRIES = 5
+
+log = logging.getLogger(__name__)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -56,7 +60,7 @@ def commit_folder(temporary: Path, final: Path) -> None:
         outdated = final.with_name(f".{final.name}{OUTDATED_SUFFIX}")
         os.replace(final, outdated)
         os.replace(temporary, final)
-        shutil.rmtree(outdated)
+        remove_tree(outdated)
     else:
         os.replace(temporary, final)
     fsync(final.parent)
@@ -74,10 +78,31 @@ def remove_leftovers(folder: Path) -> list[str]:
         if item.name.endswith(OUTDATED_SUFFIX) and not original.exists():
             os.replace(item, original)
         elif item.is_dir():
-            shutil.rmtree(item)
+            remove_tree(item)
         else:
             item.unlink()
     return found
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it, if it is there; what resists is logged and left.
+
+    A process that still writes into it can make that fail: who is killed may leave one that lives some seconds longer.
+    """
+    hidden = folder.with_name(f".{folder.name}.{os.getpid()}.removed{TEMPORARY_SUFFIX}")
+    try:
+        os.replace(folder, hidden)  # a kill in the middle leaves no half of a folder under its own name
+    except FileNotFoundError:
+        return
+    for tries_left in reversed(range(REMOVAL_TRIES)):
+        try:
+            shutil.rmtree(hidden)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if not tries_left:
+                log.warning("%s cannot be removed (%s); remove it by hand", hidden, error)
 
 
 def fsync(path: Path) -> None:

@@ -26,7 +26,7 @@ from mrpo.judge_stop import require_budget
 from mrpo.metrics import evaluation_metrics, step_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import Learner
-from mrpo.run_reading import BestStep
+from mrpo.run_reading import BestStep, Checkpoint
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
 from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, judge_failures, score_group_batch
 from mrpo.types import (
@@ -56,6 +56,10 @@ class Recorder(Protocol):
     def mark_best(self, best: BestStep) -> None: ...
 
     def checkpoint(self, step: int, *, keep_last: int | None = None) -> AbstractContextManager[Path]: ...
+
+    def latest_good_checkpoint(self, on_damaged: Callable[[Checkpoint, str], None]) -> Checkpoint | None: ...
+
+    def rewind(self, step: int) -> None: ...
 
 
 class Watcher(Protocol):

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
-from mrpo.atomic import commit_folder, remove_leftovers, write_text
+from mrpo.atomic import remove_leftovers, remove_tree, write_text
+from mrpo.checkpoint_folder import OnDamaged, new_checkpoint, newest_good, remove_old
 from mrpo.environment import describe_environment
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.eval.record import EvalRecord
@@ -182,25 +182,35 @@ class RunFolder:
             step: optimizer steps done.
             keep_last: remove all but so many newest checkpoints and the best afterwards; None keeps all.
         """
-        folder = self.path / "checkpoints"
-        temporary = folder / f".step_{step}.tmp"
-        temporary.mkdir()
-        try:
-            yield temporary
-        except BaseException:
-            shutil.rmtree(temporary)
-            raise
-        commit_folder(temporary, folder / f"step_{step}")
+        with new_checkpoint(self.path, step) as folder:
+            yield folder
         self.event(f"checkpoint step_{step} saved")
         if keep_last is not None:
-            for old in list_checkpoints(self.path)[:-keep_last]:
-                if self.best is None or old.step != self.best.step:
-                    shutil.rmtree(old.path)
+            remove_old(self.path, keep_last=keep_last, best=self.best.step if self.best is not None else None)
 
     def latest_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint."""
+        """The newest whole checkpoint; its files are not looked into."""
         found = list_checkpoints(self.path)
         return found[-1] if found else None
+
+    def latest_good_checkpoint(self, on_damaged: OnDamaged) -> Checkpoint | None:
+        """The newest checkpoint all of whose files are as they were written; damaged ones are set aside, loudly.
+
+        Args:
+            on_damaged: told of each checkpoint that is passed over, and why.
+
+        Returns:
+            None where there is no checkpoint at all: the run goes on from the state it began with.
+
+        Raises:
+            DataError: every checkpoint is damaged.
+        """
+
+        def told(checkpoint: Checkpoint, reason: str) -> None:
+            self.event(f"checkpoint {checkpoint.path.name} is passed over: {reason}", logging.ERROR)
+            on_damaged(checkpoint, reason)
+
+        return newest_good(self.path, told)
 
     def rewrite_config(self, config_tree: Mapping[str, Any]) -> None:
         """Put the configuration a resumed run goes on with on record, where it differs from the one before."""
@@ -222,10 +232,11 @@ class RunFolder:
             for item in (self.path / part).glob("step_*"):
                 match = STEP_NAME.fullmatch(item.name)
                 if match and int(match[1]) > step:
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+                    remove_tree(item) if item.is_dir() else item.unlink()
         for suffix in ("parquet", "json"):
             (self.path / "eval" / f"after.{suffix}").unlink(missing_ok=True)
-        best = self.best if self.best is not None and self.best.step <= step else None
+        checkpoints = {checkpoint.step for checkpoint in list_checkpoints(self.path)}
+        best = self.best if self.best is not None and self.best.step in checkpoints else None
         self.state = replace(self.state, step=_last_step(kept), best=best)
         self._write_state()
         self.event(f"rewound to step {step}: {len(rows) - len(kept)} later steps dropped")

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrpo.eval.record import EvalRecord
+from mrpo.manifest import write_manifest
 from mrpo.phantom.language import Belief, QuestionKind, rule_steps, write_answer, write_steps
 from mrpo.rewards.normalise import normalise_answer
-from mrpo.run_reading import BestStep
+from mrpo.run_reading import BestStep, Checkpoint
 from mrpo.scoring import ScoredTrace
 from mrpo.steps import extract_answer, offsets_from_pieces, split_steps, think_token_counts, token_spans
 from mrpo.types import (
@@ -268,6 +269,7 @@ class FakeLearner:
     async def save(self, folder: str) -> None:
         self.diary.append(f"saved {self.weights}")
         Path(folder, "weights.json").write_text(json.dumps(self.weights))
+        write_manifest(Path(folder))
 
     async def load(self, folder: str) -> None:
         self.weights = json.loads(Path(folder, "weights.json").read_text())
@@ -312,6 +314,15 @@ class FakeRecorder:
         self.diary.append(f"checkpoint {step}")
         self.checkpoints.append(step)
         self.keep_last.add(keep_last)
+
+    def latest_good_checkpoint(self, on_damaged: Callable[[Checkpoint, str], None]) -> Checkpoint | None:
+        newest = max((step for step in self.checkpoints), default=None)
+        return None if newest is None else Checkpoint(step=newest, path=self.folder / f"step_{newest}")
+
+    def rewind(self, step: int) -> None:
+        self.diary.append(f"rewound to {step}")
+        self.metrics = {number: metrics for number, metrics in self.metrics.items() if number <= step}
+        self.rollouts = {number: traces for number, traces in self.rollouts.items() if number <= step}
 
 
 @dataclass

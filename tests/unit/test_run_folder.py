@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,12 +13,14 @@ import pytest
 from mrpo.atomic import write_bytes
 from mrpo.choices import BestMetric
 from mrpo.errors import ConfigError, DataError, ResourceError
+from mrpo.manifest import write_manifest
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder, check_writable, find_resumable
 from mrpo.run_reading import (
     FORMAT,
     BestStep,
     RunStatus,
+    list_checkpoints,
     list_evaluations,
     list_rollouts,
     read_config,
@@ -200,6 +203,75 @@ def test_the_best_checkpoint_is_kept_and_remembered(run: RunFolder) -> None:
     assert again.best == best
     again.rewind(0)
     assert again.best is None, "its checkpoint is gone"
+
+
+def saved(run: RunFolder, *steps: int) -> None:
+    """Checkpoints with a manifest, as a learner writes them."""
+    for step in steps:
+        with run.checkpoint(step) as folder:
+            for name in ("learner", "hf"):
+                (folder / name).mkdir()
+                (folder / name / "weights").write_text(f"weights of step {step}")
+            write_manifest(folder)
+
+
+def flip(path: Path) -> None:
+    """One bit on the disk turns; the size stays."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_newest_good_checkpoint_is_the_newest(run: RunFolder) -> None:
+    passed: list[int] = []
+    assert run.latest_good_checkpoint(lambda bad, _: passed.append(bad.step)) is None, "none yet is no fault"
+    saved(run, 9, 10)
+    found = run.latest_good_checkpoint(lambda bad, _: passed.append(bad.step))
+    assert found is not None and (found.step, passed) == (10, [])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: flip(folder / "hf" / "weights"), "hf/weights is damaged: sha256"),
+        (lambda folder: (folder / "learner" / "weights").write_text(""), "learner/weights is damaged: it has 0 bytes"),
+        (lambda folder: (folder / "hf" / "weights").unlink(), "hf/weights cannot be read: No such file"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_loudly(run: RunFolder, damage: Any, words: str) -> None:
+    saved(run, 1, 2, 3)
+    damage(run.path / "checkpoints" / "step_3")
+    flip(run.path / "checkpoints" / "step_2" / "learner" / "weights")
+    told: dict[int, str] = {}
+    found = run.latest_good_checkpoint(lambda bad, reason: told.update({bad.step: reason}))
+    assert found is not None and found.step == 1
+    assert list(told) == [3, 2] and words in told[3]
+    assert "ERROR checkpoint step_3 is passed over: " in (run.path / "events.log").read_text()
+    names = sorted(item.name for item in (run.path / "checkpoints").iterdir())
+    assert names == ["step_1", "step_2.damaged", "step_3.damaged"]
+    run.rewind(1)
+    saved(run, 2)
+    assert [checkpoint.step for checkpoint in list_checkpoints(run.path)] == [1, 2]
+
+
+def test_with_every_checkpoint_damaged_nothing_is_guessed(run: RunFolder) -> None:
+    saved(run, 1, 2)
+    for step in (1, 2):
+        flip(run.path / "checkpoints" / f"step_{step}" / "hf" / "weights")
+    for _ in range(2):  # a second try must not begin anew in silence
+        with pytest.raises(DataError, match=r"no checkpoint of .* is whole \(.*step_2.*step_1.*restore one"):
+            run.latest_good_checkpoint(lambda bad, reason: None)
+
+
+def test_the_best_step_is_forgotten_with_its_checkpoint(run: RunFolder) -> None:
+    saved(run, 1, 2)
+    run.mark_best(BestStep(step=2, metric=BestMetric.ACCURACY, value=0.75))
+    flip(run.path / "checkpoints" / "step_2" / "hf" / "weights")
+    run.latest_good_checkpoint(lambda bad, reason: None)
+    run.rewind(2)
+    assert run.best is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""Checksums of every file of a checkpoint, `manifest.json`: written last, compared before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mrpo.atomic import write_text
+from mrpo.errors import DataError
+
+MANIFEST = "manifest.json"
+NUM_THREADS = 4  # hashing lets other threads run; one core takes 1–2 GB/s
+
+
+def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Note every file below `folder`; nothing may change in it afterwards.
+
+    Args:
+        folder: of a checkpoint, filled.
+        known: sha256 by path relative to `folder`, of files that need not be read again.
+
+    Raises:
+        OSError: a file cannot be read, or the manifest not be written.
+    """
+    files = _files(folder)
+    found = {**_hashes(folder, [name for name in files if name not in (known or {})]), **(known or {})}
+    noted = {name: {"bytes": size, "sha256": found[name]} for name, size in files.items()}
+    write_text(folder / MANIFEST, json.dumps({"format_version": 1, "files": noted}, indent=2) + "\n")
+
+
+def check_manifest(folder: Path) -> None:
+    """Compare every file that `folder`'s manifest names with what was written.
+
+    Raises:
+        DataError: a file or the manifest is missing, cannot be read or differs; names it.
+    """
+    path = folder / MANIFEST
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))["files"]
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in noted.items()}
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}), so that nothing vouches for the files") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}), so that nothing vouches for the files") from None
+    try:
+        for name, (num_bytes, _) in expected.items():
+            size = (folder / name).stat().st_size
+            if size != num_bytes:
+                raise DataError(f"{folder / name} is damaged: it has {size:,} bytes, {num_bytes:,} were written")
+        found = _hashes(folder, list(expected))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+    for name, (_, digest) in expected.items():
+        if found[name] != digest:
+            raise DataError(f"{folder / name} is damaged: sha256 {found[name][:12]}…, {digest[:12]}… was written")
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Bytes by relative path, of all but the manifest."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path.stat().st_size for name, path in files.items() if name != MANIFEST}
+
+
+def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
+    with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="checksums") as threads:
+        return dict(zip(names, threads.map(lambda name: file_hash(folder / name), names), strict=True))
