@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from mrpo.choices import AnswerKind
@@ -30,6 +31,7 @@ class Collector:
     judge: JudgePool | None
     answers: AnswerScorer
     answer_kind: AnswerKind
+    span: Callable[[str], AbstractContextManager[object]] = nullcontext  # around what is left of judging at the end
 
     async def collect(
         self,
@@ -67,7 +69,8 @@ class Collector:
                 judging[completion.key] = asyncio.create_task(
                     self._rulings(completion, example, judge_steps=judge_steps)
                 )
-            rulings = dict(zip(judging, await asyncio.gather(*judging.values()), strict=True))
+            with self.span("judge"):
+                rulings = dict(zip(judging, await asyncio.gather(*judging.values()), strict=True))
         finally:
             for task in judging.values():
                 task.cancel()

@@ -23,7 +23,7 @@ from mrpo.eval.record import EvalRecord
 from mrpo.faults import FaultLog
 from mrpo.judge_noise import NoisyTraces, add_judge_noise
 from mrpo.judge_stop import require_budget
-from mrpo.metrics import evaluation_metrics, step_metrics
+from mrpo.metrics import evaluation_metrics, step_distributions, step_metrics, sync_metrics
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import Learner
 from mrpo.run_reading import BestStep, Checkpoint
@@ -90,6 +90,9 @@ class Controller:
     judge_metrics: Callable[[], Mapping[str, float]] = dict  # what the judge's pool measured since the last step
     faults: FaultLog = field(default_factory=lambda: FaultLog(None))
     span: Callable[[str], AbstractContextManager[object]] = nullcontext  # around each stage, for a timeline
+    queue_metrics: Callable[[], Mapping[str, float]] = dict  # what was seen of queues since the last step
+    observe: Callable[[Mapping[str, Sequence[float]]], object] = dict  # told of single events of a step, by metric
+    _published: Mapping[str, float] | None = None  # what the step's weights took on their way
     _probe: ScoreSample | None = None
     _start_step: int = field(init=False)
     _saved_step: int | None = None
@@ -158,15 +161,19 @@ class Controller:
             shuffle=config.data.shuffle,
         )
         requests = requests_of_step(prompts, self.step, rollout=config.rollout, seed=config.seed)
-        traces = await self._until_stopped(self.collector.collect(prompts, requests, policy_version=self.step))
+        with self.span("rollout"):
+            traces = await self._until_stopped(self.collector.collect(prompts, requests, policy_version=self.step))
         require_budget(traces)
-        noisy = add_judge_noise(traces, probability=config.judge.noise, seed=config.seed, step=self.step)
-        batch = self.score(noisy.traces)
-        samples = batch.train_samples()
+        with self.span("score"):
+            noisy = add_judge_noise(traces, probability=config.judge.noise, seed=config.seed, step=self.step)
+            batch = self.score(noisy.traces)
+            samples = batch.train_samples()
         stats, sync_s = None, 0.0
+        self._published = None
         if samples:
-            await self.collector.rollout.sleep()
-            stats = await self.learner.step(samples, progress=self.step / config.num_steps)
+            with self.span("learn"):
+                await self.collector.rollout.sleep()
+                stats = await self.learner.step(samples, progress=self.step / config.num_steps)
         self.step += 1
         try:
             if samples:
@@ -183,11 +190,14 @@ class Controller:
         metrics = (
             noisy.metrics()
             | dict(self.judge_metrics())
+            | dict(self.queue_metrics())
             | self.faults.take_metrics()
+            | sync_metrics(self._published)
             | step_metrics(
                 batch.traces,
                 stats,
                 threshold=self.config.algorithm.threshold,
+                policy_version=self.step - 1,
                 started_s=started_s,
                 sync_s=sync_s,
                 step_s=time.time() - started_s,
@@ -195,6 +205,7 @@ class Controller:
         )
         self.recorder.write_rollouts(self.step, batch.traces)
         self.recorder.log_metrics(self.step, metrics)
+        self.observe(step_distributions(batch.traces, threshold=self.config.algorithm.threshold))
         for watcher in self.watchers:
             watcher.step(self.step, metrics)
 
@@ -224,12 +235,13 @@ class Controller:
     async def sync(self) -> float:
         """Send the learner's weights to the engines and prove on the probe that they arrived. Returns seconds."""
         started = time.perf_counter()
-        await self.collector.rollout.wake_up()
-        await self.learner.publish()
-        await self.collector.rollout.set_policy_version(self.step)
-        if self._probe is not None:
-            result = await self._compare([self._probe])
-            require_parity(result, bound=self.config.parity.probe_max_diff, setting="parity.probe_max_diff")
+        with self.span("sync"):
+            await self.collector.rollout.wake_up()
+            self._published = await self.learner.publish()
+            await self.collector.rollout.set_policy_version(self.step)
+            if self._probe is not None:
+                result = await self._compare([self._probe])
+                require_parity(result, bound=self.config.parity.probe_max_diff, setting="parity.probe_max_diff")
         return time.perf_counter() - started
 
     async def parity_gate(self) -> ParityResult:
@@ -282,14 +294,18 @@ class Controller:
         examples = {example.id: example for example in questions}
         requests = greedy_requests(examples, max_new_tokens=config.rollout.max_new_tokens)
         work = self.collector.collect(examples, requests, policy_version=self.step, judge_steps=config.eval.judge)
-        traces = await self._until_stopped(work)
+        with self.span("evaluate"):
+            traces = await self._until_stopped(work)
         return put_on_record(name, traces, config, step=self.step, recorder=self.recorder, watchers=self.watchers)
 
     async def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one."""
         if self._saved_step == self.step:
             return
-        with self.recorder.checkpoint(self.step, keep_last=self.config.checkpoint.keep_last) as folder:
+        with (
+            self.span("checkpoint"),
+            self.recorder.checkpoint(self.step, keep_last=self.config.checkpoint.keep_last) as folder,
+        ):
             await self.learner.save(str(folder))
         self._saved_step = self.step
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mrpo.scoring import ScoredTrace
 
 
+MAX_POSITION = 8  # of a reasoning step in `steps/valid_share_at`; the last one holds all later steps too
+
+
 class Metric(Protocol):
     """A value that can be merged with another part's before it becomes a number."""
 
@@ -148,6 +151,7 @@ def step_metrics(
     stats: LearnStats | None,
     *,
     threshold: float,
+    policy_version: int,
     started_s: float,
     sync_s: float,
     step_s: float,
@@ -158,6 +162,7 @@ def step_metrics(
         traces: every completion of the step, also those that got no gradient.
         stats: of the optimizer step; None where no group could be learned from, so that none was made.
         threshold: an answer reward above it counts as right.
+        policy_version: of the weights that the step updated.
         started_s: `time.time()` when the first request was handed out.
         sync_s: seconds the weight update took.
         step_s: wall seconds of the whole step.
@@ -167,7 +172,28 @@ def step_metrics(
     times = split_times(rows, started_s=started_s, learn_s=learn_s, sync_s=sync_s, step_s=step_s)
     parts = [reward_metrics(rows), cascade_metrics(rows), completion_metrics(rows), judge_metrics(rows)]
     parts += [group_metrics(rows), time_metrics(rows, times), policy_metrics(stats) if stats else {}]
+    parts += [staleness_metrics(rows, policy_version)]
     return reduce(merge(*parts))
+
+
+def sync_metrics(published: Mapping[str, float] | None) -> dict[str, float]:
+    """What new weights took on their way; `published` as `mrpo.protocols.Learner.publish` returns it."""
+    if published is None:
+        return {}
+    return {
+        "sync/bytes": published["bytes"],
+        "sync/buckets": published["buckets"],
+        "sync/publish_s": published["seconds"],
+    }
+
+
+def step_distributions(traces: Sequence[ScoredTrace], *, threshold: float) -> dict[str, list[float]]:
+    """Single events of a step, for histograms: seconds of every completion, and of every call to the judge."""
+    rows = [row_of_trace(trace, threshold=threshold) for trace in traces]
+    return {
+        "rollout/request_s": [row.rollout_ended_s - row.rollout_started_s for row in rows],
+        "judge/call_s": [end - sent for _, sent, end in _calls(rows) if sent is not None],
+    }
 
 
 def evaluation_metrics(records: Sequence[EvalRecord]) -> dict[str, float]:
@@ -217,6 +243,15 @@ def cascade_metrics(rows: Sequence[TraceRow]) -> dict[str, Metric]:
         "cascade/early_share_failing": Mean.of(stage == Stage.EARLY for stage in stages if stage is not None),
         "cascade/failing_share": Mean.of(stage is not None for stage in stages),
         "steps/valid_share": Mean.of(step for valid in verdicts for step in valid),
+        **{
+            f"steps/valid_share_at/{position}": Mean.of(
+                step
+                for valid in verdicts
+                for number, step in enumerate(valid, start=1)
+                if min(number, MAX_POSITION) == position
+            )
+            for position in range(1, MAX_POSITION + 1)
+        },
     }
 
 
@@ -297,6 +332,12 @@ def time_metrics(rows: Sequence[TraceRow], times: StepTimes) -> dict[str, Metric
         "rollout/tokens_per_s": Mean(float(num_tokens), times.rollout_s),
         "rollout/completions": Sum(len(rows)),
     }
+
+
+def staleness_metrics(rows: Sequence[TraceRow], policy_version: int) -> dict[str, Metric]:
+    """Updates between the weights that sampled and those that are updated; 0 where training is on-policy."""
+    ages = [policy_version - row.policy_version for row in rows]
+    return {"rollout/staleness": Mean.of(ages), "rollout/staleness_max": Max.of(ages)}
 
 
 def policy_metrics(stats: LearnStats) -> dict[str, Metric]:

@@ -222,7 +222,7 @@ def make_run(
             seconds=1.4 + 0.1 * (step % 4),
         )
         times = {"started_s": START_S + 10 * step, "sync_s": 0.3, "step_s": 6.2}
-        run.log_metrics(step, step_metrics(traces, stats, threshold=0.6, **times))
+        run.log_metrics(step, step_metrics(traces, stats, threshold=0.6, policy_version=step - 1, **times))
         run.write_rollouts(step, traces)
     for name in evaluations:
         run.write_evaluation(name, evaluation_records(num_questions, soundness[name], images, judged=judged))

@@ -76,7 +76,9 @@ def score(traces: list[Trace], on_failure: JudgeFailurePolicy = JudgeFailurePoli
 
 
 def numbers(traces: list[Trace], on_failure: JudgeFailurePolicy = JudgeFailurePolicy.EXCLUDE) -> dict[str, float]:
-    return step_metrics(score(traces, on_failure), STATS, threshold=0.6, started_s=START_S, sync_s=0.5, step_s=8.0)
+    return step_metrics(
+        score(traces, on_failure), STATS, threshold=0.6, policy_version=0, started_s=START_S, sync_s=0.5, step_s=8.0
+    )
 
 
 def test_a_step_by_hand() -> None:
@@ -153,7 +155,7 @@ def test_a_group_scored_without_process_after_a_failure_is_counted_as_such() -> 
 def test_without_judge_and_learning_nothing_is_made_up() -> None:
     example = make_example(1, rationale=None)
     scored = score([trace(example, 0, None, None), trace(example, 1, None, None)])
-    metrics = step_metrics(scored, None, threshold=0.6, started_s=START_S, sync_s=0.0, step_s=2.5)
+    metrics = step_metrics(scored, None, threshold=0.6, policy_version=0, started_s=START_S, sync_s=0.0, step_s=2.5)
     assert not any(name.startswith(("policy/", "cascade/")) for name in metrics)
     assert not {"reward/process", "judge/failure_share", "judge/overlap_share", "steps/valid_share"} & metrics.keys()
     assert metrics["completion/truncated"] == 2.0
