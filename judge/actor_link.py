@@ -1,7 +1,8 @@
 """One judge actor as the pool's process sees it: calls are handed over in lists, and what becomes of them comes back.
 
 No call is lost with an actor: while it is linked, one request for news is always under way, and when that fails, or
-belongs to an earlier life of the actor, every call that the actor had ends as `ActorLost`.
+belongs to an earlier life of the actor, every call that the actor had ends as `ActorLost`. The same goes for an actor
+that gives no sign of life; it is killed, and Ray starts it again.
 """
 
 from __future__ import annotations
@@ -11,21 +12,29 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from ray.exceptions import RayError
+import ray
+from ray.exceptions import RayError, RayTaskError
 
 from judge.accounting import RequestUsage, Served
 from judge.availability import Event
+from judge.pulse import lost
 from judge.worker import Ended, Order
+from mrpo.errors import MRPOError
+from mrpo.faults import Fault, FaultKind, FaultLog
 from mrpo.types import AnswerRequest, JudgeRequest
 
 logger = logging.getLogger(__name__)
 
 REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
+BEGIN_TIMEOUT_S = 60.0  # for an actor to come up again; then it is placed anew
 MAX_ORDERS = 64  # in one message; more would go through the object store
 
 
 # Told of a call that was cancelled: the requests that it had made; None: they are not known.
 OnGivenUp = Callable[[Sequence[RequestUsage] | None], None]
+
+
+Admits = Callable[[Sequence[bool]], str | None]
 
 
 class ActorLost(Exception):
@@ -40,6 +49,10 @@ class ActorLink:
         actor: Any,
         name: str,
         *,
+        capacity: int,
+        timeout_s: float,
+        admits: Admits,
+        faults: FaultLog,
         on_event: Callable[[Event], None],
         on_up: Callable[[], None],
         open_now: Callable[[], Sequence[int]],
@@ -48,14 +61,23 @@ class ActorLink:
 
         Args:
             actor: a `JudgeWorker`.
-            name: for messages.
+            name: the actor's in Ray.
+            capacity: calls that it can have in flight.
+            timeout_s: for which it may be silent.
+            admits: given whether it has the key of each endpoint, says why it may not serve; None: it may.
+            faults: told when it is lost and when it serves again.
             on_event: told what the actor learned of an endpoint.
             on_up: told when the actor serves again.
             open_now: the endpoints whose circuits are open.
         """
         self.actor = actor
         self.is_up = False
-        self._name = name
+        self.name = name
+        self.capacity = capacity
+        self._timeout_s = timeout_s
+        self._admits = admits
+        self._faults = faults
+        self._fault: Fault | None = None
         self._on_event = on_event
         self._on_up = on_up
         self._open_now = open_now
@@ -71,12 +93,37 @@ class ActorLink:
         """Calls that the actor has."""
         return len(self._calls)
 
-    async def start(self) -> None:
-        """Serve calls from now on.
+    async def join(self) -> list[bool]:
+        """Serve calls from the moment when the cluster has room for the actor.
+
+        Returns:
+            Whether the actor has the key of each endpoint.
+
+        Raises:
+            MRPOError: it cannot read a key.
+        """
+        while True:
+            try:
+                keys: list[bool] = await self.actor.has_keys.remote()
+                await self.start(keys)
+                return keys
+            except RayTaskError as error:
+                if isinstance(error.cause, MRPOError):
+                    raise error.cause from None  # as it was raised, without Ray's remote traceback
+                raise
+            except RayError:
+                await asyncio.sleep(REVIVE_PAUSE_S)  # its node went while it started
+
+    async def start(self, keys: Sequence[bool]) -> None:
+        """Serve calls from now on, where the actor may.
 
         Raises:
             RayError: the actor is not there.
         """
+        refusal = self._admits(keys)
+        if refusal is not None:
+            logger.warning("%s is left out: %s", self.name, refusal)
+            return
         self._session += 1
         told = set(self._open_now())
         await self.actor.begin.remote(self._session, list(told))
@@ -85,6 +132,10 @@ class ActorLink:
         for endpoint in told ^ now:  # changed meanwhile, when this actor was told nothing
             self.actor.set_open.remote(endpoint, endpoint in now)
         self._begin(self._listen(self._session))
+        self._begin(self._watch(self._session))
+        if self._fault is not None:
+            self._faults.end(self._fault)
+            self._fault = None
         self._on_up()
 
     async def rule(
@@ -156,17 +207,20 @@ class ActorLink:
         try:
             await message
         except RayError as error:
-            self._lost(session, error)
+            self._lost(session, type(error).__name__)
+
+    async def _watch(self, session: int) -> None:
+        self._lost(session, await lost(self.actor, timeout_s=self._timeout_s))
 
     async def _listen(self, session: int) -> None:
         while session == self._session and self.is_up:
             try:
                 news: list[Ended | Event] = await self.actor.news.remote(session)
             except RayError as error:
-                self._lost(session, error)
+                self._lost(session, type(error).__name__)
                 return
             if not news:
-                self._lost(session, None)
+                self._lost(session, "it was restarted")
                 return
             for item in news:
                 if isinstance(item, Ended):
@@ -187,15 +241,15 @@ class ActorLink:
             assert ended.served is not None
             call.set_result(ended.served)
 
-    def _lost(self, session: int, error: RayError | None) -> None:
+    def _lost(self, session: int, how: str) -> None:
         """Give the actor no calls until it answers again."""
         if session != self._session or not self.is_up:
             return
         self.is_up = False
-        detail = f"{self._name} was lost: {type(error).__name__ if error is not None else 'it was restarted'}"
-        logger.warning("%s, with %d calls", detail, len(self._calls))
-        self._lose_calls(detail)
+        num_calls = sum(not call.done() for call in self._calls.values())
+        self._lose_calls(f"{self.name} was lost: {how}")
         self._begin(self._revive())
+        self._fault = self._faults.begin(FaultKind.JUDGE_ACTOR_LOST, self.name, f"{how}, with {num_calls} calls")
 
     def _lose_calls(self, detail: str) -> None:
         self._queue.clear()
@@ -207,13 +261,19 @@ class ActorLink:
             on_given_up(None)
 
     async def _revive(self) -> None:
+        told = ""
         while True:
             try:
-                await self.start()
-            except RayError:
-                await asyncio.sleep(REVIVE_PAUSE_S)
-            else:
+                async with asyncio.timeout(BEGIN_TIMEOUT_S):
+                    await self.start(await self.actor.has_keys.remote())
                 return
+            except TimeoutError:
+                ray.kill(self.actor, no_restart=False)  # it is stuck again, or waits for a node that has no room
+            except RayError as error:
+                if isinstance(error, RayTaskError) and str(error.cause) != told:  # it is there, and cannot serve
+                    told = str(error.cause)
+                    logger.warning("%s does not come up: %s", self.name, told)
+                await asyncio.sleep(REVIVE_PAUSE_S)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -223,5 +283,5 @@ class ActorLink:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s: %s", self._name, error, exc_info=error)
-            self._lost(self._session, None)  # nobody would listen any more
+            logger.error("%s: %s", self.name, error, exc_info=error)
+            self._lost(self._session, "its link broke")  # nobody would listen any more

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from judge.accounting import Served
-from judge.actor_link import ActorLink, OnGivenUp
+from judge.actor_link import ActorLink, Admits, OnGivenUp
 from judge.availability import Event, Held
 from judge.limiter import RateLimiter, RemoteLimiter, split_concurrency
+from judge.pulse import back, lost
 from judge.worker import JudgeWorker
+from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
-from mrpo.errors import MRPOError
+from mrpo.errors import MRPOError, ResourceError
+from mrpo.faults import FaultKind, FaultLog
 from mrpo.types import AnswerRequest, JudgeRequest
 
+logger = logging.getLogger(__name__)
+
+MOST_NAMES = 1000  # of actors that share a name but for a number
 ACTOR_CPUS = 0  # judge actors wait on the network, and must find a place where engines and learner hold every core
+JOIN_GRACE_S = 3.0  # after the first actor is up, for the others: what is wrong with one is then told at the start
 
 
 class NoActor(Exception):
@@ -30,7 +36,13 @@ class JudgeActors:
     """The actors of one pool. Ray must be running; use it from one event loop."""
 
     def __init__(
-        self, config: JudgeConfig, *, on_event: Callable[[Event], None], open_now: Callable[[], Sequence[int]]
+        self,
+        config: JudgeConfig,
+        *,
+        on_event: Callable[[Event], None],
+        open_now: Callable[[], Sequence[int]],
+        admits: Admits,
+        faults: FaultLog,
     ) -> None:
         """Create the actors; they come up while other parts start.
 
@@ -38,51 +50,86 @@ class JudgeActors:
             config: of the pool.
             on_event: told what an actor learned of an endpoint.
             open_now: the endpoints whose circuits are open, for an actor that comes up again.
+            admits: says why an actor that joins after the start may not serve; see `ActorLink`.
+            faults: told of actors that are lost and come back.
 
         Raises:
             ConfigError: there are more actors than calls in flight.
         """
         self._config = config
         self._on_event = on_event
+        self._admits = admits
+        self._faults = faults
         self._some_up = asyncio.Event()
+        self._is_started = False
         self._is_closed = False
+        self._num_waiting = 0  # calls, for any actor to come up
+        self._tasks: list[asyncio.Task[Any]] = []
         shares = split_concurrency(config)
-        name = f"judge-{secrets.token_hex(3)}"  # several pools may share a cluster
         self._limiter: Any = None
+        self._limiter_name = ""
         limiter: RemoteLimiter | None = None
         if config.requests_per_minute is not None or config.tokens_per_minute is not None:
-            limiter_name = f"{name}-limiter"
-            limiter = RemoteLimiter(limiter_name, counts_tokens=config.tokens_per_minute is not None)
-            self._limiter = _spawn(
+            self._limiter, self._limiter_name = _spawn(
                 RateLimiter,
-                limiter_name,
+                "judge-limiter",
                 retries=-1,  # a booking made twice costs a little time; a lost one would fail a call
                 requests_per_minute=config.requests_per_minute,
                 tokens_per_minute=config.tokens_per_minute,
             )
-        self._links = [
-            ActorLink(
-                _spawn(JudgeWorker, f"{name}-{index}", config, retries=0, concurrency=share, limiter=limiter),
-                f"judge actor {index}",
+            limiter = RemoteLimiter(self._limiter_name, counts_tokens=config.tokens_per_minute is not None)
+        self._links: list[ActorLink] = []
+        for index, share in enumerate(shares):
+            actor, name = _spawn(
+                JudgeWorker,
+                f"judge-{index}",
+                config,
+                retries=0,
+                resources=config.resources,
+                concurrency=share,
+                limiter=limiter,
+            )
+            link = ActorLink(
+                actor,
+                name,
+                capacity=share,
+                timeout_s=config.actor_timeout_s,
+                admits=lambda keys: self._admits(keys) if self._is_started else None,
+                faults=faults,
                 on_event=self._hear,
                 on_up=self._some_up.set,
                 open_now=open_now,
             )
-            for index, share in enumerate(shares)
-        ]
+            self._links.append(link)
 
     async def start(self) -> list[list[bool]]:
-        """Wait until every actor is up; per actor, whether it has the key of each endpoint.
+        """Wait until an actor is up; others join when the cluster has room for them.
+
+        Returns:
+            Of those that are up by now, whether each has the key of each endpoint.
 
         Raises:
             ConfigError: an actor cannot read a key.
+            ResourceError: none came up in time.
         """
-        try:
-            keys = await asyncio.gather(*(link.actor.has_keys.remote() for link in self._links))
-        except RayTaskError as error:
-            raise _own(error) from None
-        await asyncio.gather(*(link.start() for link in self._links))
-        return list(keys)
+        joining = {asyncio.create_task(link.join()): link for link in self._links}
+        self._tasks += joining
+        await asyncio.wait(joining, timeout=self._config.start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        done, missing = await asyncio.wait(joining, timeout=JOIN_GRACE_S)
+        found = [task.result() for task in done]
+        if not found:
+            wanted = f"judge.resources={dict(self._config.resources)}" if self._config.resources else "a judge actor"
+            raise ResourceError(
+                f"no judge actor came up within judge.start_timeout_s={self._config.start_timeout_s:g}: the cluster "
+                f"has no room for {wanted} (free: {ray.available_resources()}); add a node, or raise it"
+            )
+        for task in missing:
+            logger.warning("%s is not up yet; the run begins without it", joining[task].name)
+            task.add_done_callback(self._joined)
+        if self._limiter is not None:
+            self._tasks.append(asyncio.create_task(self._watch_limiter()))
+        self._is_started = True
+        return found
 
     async def rule(
         self,
@@ -105,6 +152,17 @@ class JudgeActors:
             raise
         return await link.rule(request, max_attempts, trial, on_given_up)
 
+    @property
+    def num_in_flight(self) -> int:
+        """Calls that have a slot in an actor, as far as this process knows."""
+        return sum(min(link.num_calls, link.capacity) for link in self._up())
+
+    def status(self) -> str | None:
+        """In a line, that calls wait for an actor; None where they need not."""
+        if not self._num_waiting:
+            return None
+        return f"judge: no actor is up, {self._num_waiting} calls wait for one"
+
     def set_open(self, endpoint: int, is_open: bool) -> None:
         """Open or close an endpoint's circuit in every actor."""
         for link in self._up():
@@ -119,6 +177,8 @@ class JudgeActors:
         """End the actors. Calls in flight end as lost."""
         self._is_closed = True
         self._some_up.set()
+        for task in self._tasks:
+            task.cancel()
         for link in self._links:
             link.close()
             ray.kill(link.actor)
@@ -129,16 +189,37 @@ class JudgeActors:
         return [link for link in self._links if link.is_up]
 
     async def _least_busy(self) -> ActorLink:
+        config = self._config
+        waits = config.on_outage == OutagePolicy.WAIT
+        limit_s, setting = (config.max_outage_s, "max_outage_s") if waits else (config.deadline_s, "deadline_s")
+        self._num_waiting += 1
         try:
-            async with asyncio.timeout(self._config.deadline_s):
+            async with asyncio.timeout(limit_s):
                 while not (up := self._up()):
                     if self._is_closed:
                         raise NoActor("the judge pool was closed")
                     self._some_up.clear()
                     await self._some_up.wait()
         except TimeoutError:
-            raise NoActor(f"no judge actor came up within judge.deadline_s={self._config.deadline_s:g}") from None
+            raise NoActor(f"no judge actor came up within judge.{setting}={limit_s:g}") from None
+        finally:
+            self._num_waiting -= 1
         return min(up, key=lambda link: link.num_calls)
+
+    async def _watch_limiter(self) -> None:
+        """Say when the limiter is lost, and see to it that one that is stuck is not waited for."""
+        name, timeout_s = self._limiter_name, self._config.actor_timeout_s
+        while True:
+            how = await lost(self._limiter, timeout_s=timeout_s)
+            with self._faults.during(FaultKind.JUDGE_ACTOR_LOST, name, how):
+                await back(self._limiter, timeout_s=timeout_s)
+
+    def _joined(self, task: asyncio.Task[list[bool]]) -> None:
+        fault = None if task.cancelled() else task.exception()
+        if isinstance(fault, MRPOError):
+            logger.warning("a judge actor that came late is left out: %s", fault)
+        elif fault is not None:
+            logger.error("a judge actor that came late is left out: %s", fault, exc_info=fault)
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, Held):
@@ -146,18 +227,31 @@ class JudgeActors:
         self._on_event(event)
 
 
-def _own(error: RayTaskError) -> BaseException:
-    """Ray's wrapper carries a remote traceback; an error made for users reaches them as it was raised."""
-    return error.cause if isinstance(error.cause, MRPOError) else error
+def _spawn(
+    cls: type, name: str, *args: Any, retries: int, resources: Mapping[str, float] | None = None, **kwargs: Any
+) -> tuple[Any, str]:
+    """The one place where plain classes become actors; the actor and its name.
 
-
-def _spawn(cls: type, name: str, *args: Any, retries: int, **kwargs: Any) -> Any:
-    """The one place where plain classes become actors. `retries`: of a call whose actor died, -1 for ever."""
-    actor_class: Any = ray.remote(cls).options(
-        name=name,
-        num_cpus=ACTOR_CPUS,
-        max_restarts=-1,
-        max_task_retries=retries,
-        max_concurrency=100_000,  # requests for news and turns wait inside the actors
-    )
-    return actor_class.remote(*args, **kwargs)
+    Args:
+        cls: a plain class.
+        name: of the actor, as Ray's dashboard shows it; where one of that name is still there, `name.2` and so on.
+        args: of `cls`.
+        retries: of a call whose actor died, -1 for ever.
+        resources: of Ray, claimed beside.
+        kwargs: of `cls`.
+    """
+    for name_of_life in (name, *(f"{name}.{number}" for number in range(2, MOST_NAMES))):
+        actor_class: Any = ray.remote(cls).options(
+            name=name_of_life,
+            num_cpus=ACTOR_CPUS,
+            resources=dict(resources or {}),
+            max_restarts=-1,
+            max_task_retries=retries,
+            max_concurrency=100_000,  # requests for news and turns wait inside the actors
+        )
+        try:
+            return actor_class.remote(*args, **kwargs), name_of_life
+        except ValueError as error:
+            if "already taken" not in str(error):  # by another pool of the job, or by one that ended a moment ago
+                raise
+    raise AssertionError(f"{MOST_NAMES} actors are named {name}")

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
+from mrpo.faults import Fault, FaultKind, FaultLog
 
 logger = logging.getLogger(__name__)
 FIRST_TRIALS = 8  # the first trial comes after this part of the cool-down, each further one after twice the time
-STATUS_EVERY_S = 30.0
+FIRST_STATUS_S = 10.0  # into an outage; then after twice the time, up to
+STATUS_EVERY_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ class Circuits:
         *,
         tell: Callable[[int, bool], None],
         on_event: Callable[[str], None] | None = None,
+        faults: FaultLog | None = None,
     ) -> None:
         """All circuits are closed.
 
@@ -60,11 +63,14 @@ class Circuits:
             config: breaker and outage policy.
             tell: called with an endpoint and whether its circuit is open, when that changes.
             on_event: called with a line when an outage begins and when it ends; None: it is logged as a warning.
+            faults: told of outages.
         """
         self._circuits = [Circuit(name) for name in names]
         self._config = config
         self._tell = tell
         self._on_event = on_event or logger.warning
+        self._faults = faults or FaultLog(None)
+        self._fault: Fault | None = None
         self._waiting: deque[asyncio.Future[Admission]] = deque()
         self._out_since: float | None = None
         self._counted_s = 0.0  # of outage, not taken yet
@@ -86,6 +92,16 @@ class Circuits:
     def open(self) -> list[int]:
         """The endpoints whose circuits are open."""
         return [index for index, circuit in enumerate(self._circuits) if circuit.is_open]
+
+    def status(self) -> str | None:
+        """How an outage stands, in a line; None where there is none."""
+        if self._out_since is None:
+            return None
+        now = time.monotonic()
+        due_s = min((item.due_s for item in self._circuits if not item.is_tried), default=now)
+        trial = f"asking again in {due_s - now:.0f} s" if due_s > now else "asking again …"
+        reasons = "; ".join(dict.fromkeys(item.reason for item in self._circuits))
+        return f"judge: out for {now - self._out_since:.0f} s ({reasons}), {len(self._waiting)} calls wait, {trial}"
 
     def take_outage_s(self) -> float:
         """Seconds without any endpoint since this was asked last."""
@@ -175,6 +191,7 @@ class Circuits:
             self._tending = asyncio.get_running_loop().create_task(self._tend())
         policy = "calls fail" if self._config.on_outage == OutagePolicy.FAIL else "calls wait"
         self._say(f"judge down: {reason}; {policy} until it answers (judge.on_outage={self._config.on_outage})")
+        asyncio.get_running_loop().call_soon(self._note_outage, reason)
 
     def _end_outage(self) -> None:
         assert self._out_since is not None
@@ -182,15 +199,24 @@ class Circuits:
         seconds = time.monotonic() - self._out_since
         self._out_since = None
         self._say(f"judge up again after {seconds:.0f} s, {len(self._waiting)} calls go on")
+        asyncio.get_running_loop().call_soon(self._note_end)
         self._release(Admission())
 
     def _say(self, line: str) -> None:
         """Tell of it later: whoever writes it down may fail, and calls depend on what happens here."""
         asyncio.get_running_loop().call_soon(self._on_event, line)
 
+    def _note_outage(self, reason: str) -> None:
+        self._fault = self._faults.begin(FaultKind.JUDGE_OUTAGE, "judge", reason)
+
+    def _note_end(self) -> None:
+        if self._fault is not None:
+            self._faults.end(self._fault)
+
     async def _tend(self) -> None:
         """During an outage: hand out trials, say how it stands, and give up in the end."""
-        next_status_s = time.monotonic() + STATUS_EVERY_S
+        pause_s = FIRST_STATUS_S
+        next_status_s = time.monotonic() + pause_s
         while self._out_since is not None:
             now = time.monotonic()
             if self._is_too_long():
@@ -198,8 +224,9 @@ class Circuits:
             while (trial := self._due()) is not None and (turn := self._next_turn()) is not None:
                 turn.set_result(self._try(trial))
             if now >= next_status_s:
-                logger.warning(self._status(now))
-                next_status_s = now + STATUS_EVERY_S
+                logger.warning(self.status())
+                pause_s = min(2 * pause_s, STATUS_EVERY_S)
+                next_status_s = now + pause_s
             await self._sleep_until(min(next_status_s, self._next_deadline(now)))
 
     async def _sleep_until(self, at_s: float) -> None:
@@ -235,12 +262,6 @@ class Circuits:
         if self._config.on_outage == OutagePolicy.FAIL:
             return f"no endpoint of the judge answers ({reasons})"
         return f"no endpoint of the judge has answered for judge.max_outage_s={self._config.max_outage_s:g} ({reasons})"
-
-    def _status(self, now: float) -> str:
-        assert self._out_since is not None
-        due_s = min((item.due_s for item in self._circuits if not item.is_tried), default=now)
-        probe = f"next probe in {due_s - now:.0f} s" if due_s > now else "probing"
-        return f"judge down since {now - self._out_since:.0f} s, {len(self._waiting)} calls waiting, {probe}"
 
     def _count(self) -> None:
         if self._out_since is not None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from judge.process import process_name
 from judge.rate import Entry, Lane, TokenLane
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError
@@ -65,6 +66,10 @@ class RateLimiter:
         self._changed = asyncio.Event()
         self._number = 0
         self._open: dict[int, Entry] = {}  # turns that are not settled
+
+    async def ping(self) -> str:
+        """Answering at all says that this process lives; which one it is."""
+        return process_name()
 
     async def reserve(self, num_tokens: int) -> Turn:
         """See `Limiter`."""

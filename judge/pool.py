@@ -22,13 +22,23 @@ from judge.silence import Silence
 from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError
+from mrpo.faults import FaultLog
 from mrpo.judge_endpoints import endpoints_of
 from mrpo.judge_spending import Spending, SpendingLedger
-from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
+from mrpo.types import (
+    AnswerJudgement,
+    AnswerRequest,
+    FailureReason,
+    JudgeDepths,
+    JudgeFailure,
+    Judgement,
+    JudgeRequest,
+    Verdicts,
+)
 
 Made = TypeVar("Made", Judgement, AnswerJudgement)
 
-MAX_LOSSES = 2  # actors that may die with a call before it is a failure: it might be what kills them
+MAX_LOSSES = 3  # actors that may die with a call before it is a failure: it might be what kills them
 OUT_PAUSE_S = 0.05  # an actor may know of an outage before the pool does
 
 
@@ -69,6 +79,7 @@ class RayJudgePool:
         on_request: OnRequest | None = None,
         on_outage: Callable[[str], None] | None = None,
         on_warning: Callable[[str], None] | None = None,
+        faults: FaultLog | None = None,
     ) -> None:
         """Create the actors; they come up while other parts start.
 
@@ -79,6 +90,7 @@ class RayJudgePool:
             on_request: told of every HTTP request that is known of, once its call has ended.
             on_outage: told in a line when an outage begins and when it ends; None: these are logged.
             on_warning: told in a line when most of a budget is spent; None: it is logged.
+            faults: told of outages, and of actors that are lost and come back; None: nobody keeps a record.
 
         Raises:
             ConfigError: there is no endpoint, there are more actors than calls in flight, or a budget of money and no
@@ -89,9 +101,16 @@ class RayJudgePool:
         self._rulings = rulings
         self._on_request = on_request
         self._accountant = Accountant(config, ledger or SpendingLedger(None), on_warning=on_warning)
-        self._actors = JudgeActors(config, on_event=self._on_event, open_now=lambda: self._circuits.open)
+        faults = faults or FaultLog(None)
+        self._actors = JudgeActors(
+            config,
+            on_event=self._on_event,
+            open_now=lambda: self._circuits.open,
+            admits=lambda keys: self._missing_key([keys]),
+            faults=faults,
+        )
         names = [f"{endpoint.model} at {endpoint.url}" for endpoint in self._endpoints]
-        self._circuits = Circuits(names, config, tell=self._actors.set_open, on_event=on_outage)
+        self._circuits = Circuits(names, config, tell=self._actors.set_open, on_event=on_outage, faults=faults)
         self._silence = Silence(config, self._circuits)
         self.tally = Tally()
 
@@ -106,21 +125,37 @@ class RayJudgePool:
         kept = self._rulings.take_metrics() if self._rulings is not None else {}
         return self._accountant.take_metrics() | kept | ({"judge/outage_s": outage_s} if outage_s else {})
 
+    def depths(self) -> JudgeDepths:
+        """Calls under way: those with an actor that has a slot for them, and all others."""
+        in_flight = self._actors.num_in_flight
+        return JudgeDepths(waiting=max(0, self.tally.open - in_flight), in_flight=in_flight)
+
+    def status(self) -> str | None:
+        """In a line, what calls wait for: an endpoint, or an actor; None while they are served."""
+        return self._circuits.status() or self._actors.status()
+
     async def start(self) -> None:
-        """Wait until every actor is up.
+        """Wait until an actor is up; others join when the cluster has room for them.
 
         Raises:
             ConfigError: an API key is there, but not on an actor's node.
+            ResourceError: no actor came up in time.
         """
-        found = await self._actors.start()
+        missing = self._missing_key(await self._actors.start())
+        if missing is not None:
+            raise ConfigError(missing)
+
+    def _missing_key(self, found: Sequence[Sequence[bool]]) -> str | None:
+        """What is wrong where actors lack a key that is here; `found` has a row an actor."""
         for index, endpoint in enumerate(self._endpoints):
             source = key_source(self._config, endpoint)
             missing = [keys[index] for keys in found].count(False)
             if missing and key_of(self._config, endpoint) is not None:
-                raise ConfigError(
+                return (
                     f"{source} is set here but not for {missing} of {len(found)} judge actors; "
                     "export it on every node before `ray start` (keys are never sent through Ray)"
                 )
+        return None
 
     async def judge(self, request: JudgeRequest) -> Judgement:
         """One ruling or one `JudgeFailure`; see `mrpo.protocols.JudgePool`.

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,7 @@ class Console:
         self._num_steps = num_steps
         self._plain_every = plain_every
         self._stages: dict[str, float] = {}  # name: time.monotonic() of its start
+        self._statuses: list[Callable[[], str | None]] = []
         self._step = 0
         self._metrics: Mapping[str, float] = {}
         self._durations: deque[float] = deque(maxlen=RECENT_STEPS)
@@ -99,6 +100,19 @@ class Console:
             self._line(f"✓ {name}: {time.monotonic() - started:.1f} s", style="green")
         finally:
             self._stages.pop(name, None)
+
+    @contextmanager
+    def watching(self, status: Callable[[], str | None]) -> Iterator[None]:
+        """Show a part's own line on the live display for as long as it has one (in a file its warnings stand instead).
+
+        Args:
+            status: what the run waits for, in a line; None: for nothing. Asked from a thread, four times a second.
+        """
+        self._statuses.append(status)
+        try:
+            yield
+        finally:
+            self._statuses.remove(status)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a finished step; `metrics` as `mrpo.metrics.step_metrics` names them, absent ones are left out."""
@@ -169,6 +183,8 @@ class Console:
         lines: list[RenderableType] = [
             Spinner("dots", text=Text(f"{name} {now - started:.0f} s")) for name, started in list(self._stages.items())
         ]
+        waits = [line for status in list(self._statuses) if (line := status()) is not None]
+        lines += [Spinner("dots", text=Text(line, style="yellow")) for line in waits]
         if self._step:
             lines += [self._progress(), Text("  ".join(self._shown())), self._time_bar()]
         return Group(*lines)

@@ -23,7 +23,7 @@ from mrpo.errors import DataError
 from mrpo.phantom.language import QuestionKind, rule_steps
 from mrpo.protocols import MeteredJudge
 from mrpo.sentences import sentence_spans
-from mrpo.types import AnswerJudgement, AnswerRequest, Judgement, JudgeRequest, Verdicts
+from mrpo.types import AnswerJudgement, AnswerRequest, JudgeDepths, Judgement, JudgeRequest, Verdicts
 
 logger = logging.getLogger(__name__)
 MOST_GOLD = 3  # sentences of a rationale in one canary
@@ -203,6 +203,14 @@ class CanaryJudge:
     def take_metrics(self) -> dict[str, float]:
         """The judge's, and what canaries came to; those still open count in the next step."""
         return {**self._judge.take_metrics(), **self._watch.take_metrics()}
+
+    def depths(self) -> JudgeDepths:
+        """Canaries included."""
+        return self._judge.depths()
+
+    def status(self) -> str | None:
+        """See `mrpo.protocols.MeteredJudge`."""
+        return self._judge.status()
 
     async def finished(self) -> None:
         """Wait for the canaries that are still open, as the end of a job may, which has no later step to count them."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from mrpo.choices import LEXICAL_NOTICE, LOCAL_KINDS, Device, JudgeKind
 from mrpo.config import Config, JudgeConfig
 from mrpo.console import Console
+from mrpo.faults import FaultLog
 from mrpo.judge_canaries import CanaryJudge
 from mrpo.judge_endpoints import endpoint_models
 from mrpo.judge_model import own_judge
@@ -82,6 +83,7 @@ async def start_judge(
     fresh: bool = False,
     seats: Sequence[Seat] | None = None,
     log_dir: Path | None = None,
+    faults: FaultLog | None = None,
 ) -> MeteredJudge | None:
     """Start the judge that the configuration names; `stack` ends it. None where there is none.
 
@@ -95,6 +97,7 @@ async def start_judge(
         fresh: look up and keep no rulings and send no canaries, as a measurement of the judge itself must.
         seats: of the servers of `judge.kind=vllm`; None: they are reserved here.
         log_dir: of their logs; None: under the cache.
+        faults: told of outages, and of actors that are lost and come back; None: nobody keeps a record.
 
     Raises:
         JudgeUnavailableError: a judge that is started here did not come up.
@@ -115,8 +118,11 @@ async def start_judge(
         cache = open_cache(endpoint, Path(config.cache_dir), bypass=fresh)
         if cache is not None:
             stack.callback(cache.close)
-        pool = RayJudgePool(endpoint, ledger=ledger, rulings=cache, on_outage=on_event, on_warning=on_event)
+        pool = RayJudgePool(
+            endpoint, ledger=ledger, rulings=cache, on_outage=on_event, on_warning=on_event, faults=faults
+        )
         stack.callback(pool.close)
+        stack.enter_context(console.watching(pool.status))
         await pool.start()
     if fresh or config.judge.canary_share == 0:
         return pool

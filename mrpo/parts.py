@@ -98,7 +98,16 @@ async def running_parts(
         seats = await reserve_seats(config, stack)
         async with first_failure_ends_all() as group:
             judge = group.create_task(
-                start_judge(config, console, stack, judge_ledger, on_judge_event, seats=seats.judges, log_dir=log_dir)
+                start_judge(
+                    config,
+                    console,
+                    stack,
+                    judge_ledger,
+                    on_judge_event,
+                    seats=seats.judges,
+                    log_dir=log_dir,
+                    faults=faults,
+                )
             )
             rollout = group.create_task(
                 _start_rollout(config, folder, model_type, console, stack, log_dir, seats.engines)

@@ -9,6 +9,7 @@ from mrpo.types import (
     AnswerJudgement,
     AnswerRequest,
     Completion,
+    JudgeDepths,
     Judgement,
     JudgeRequest,
     LearnStats,
@@ -59,6 +60,14 @@ class MeteredJudge(JudgePool, Protocol):
 
     def take_metrics(self) -> dict[str, float]:
         """Since this was asked last; what did not happen is left out."""
+        ...
+
+    def depths(self) -> JudgeDepths:
+        """Its queues as they are now; cheap."""
+        ...
+
+    def status(self) -> str | None:
+        """In a line, what calls wait for; None while they are served."""
         ...
 
 

@@ -199,6 +199,14 @@ class ScoreSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeDepths:
+    """Calls of the judge's pool at one moment. Pool → metrics."""
+
+    waiting: int  # for a slot, for an endpoint, for a turn under a budget
+    in_flight: int  # with a slot, as far as the pool knows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SftSample:
     """One demonstration for supervised training. Composition root → learner."""
 

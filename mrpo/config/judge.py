@@ -103,7 +103,10 @@ class JudgeConfig:
     endpoints: tuple[EndpointConfig, ...] = ()  # several, instead of url and model
     provider: ProviderConfig = ProviderConfig()
     on_premises: bool = False  # the endpoint is yours: data that must not leave the house may be sent to it
-    num_actors: PositiveInt = 1
+    num_actors: PositiveInt = 1  # a run begins when one is up; others join when the cluster has room
+    resources: dict[str, Positive] = field(default_factory=dict)  # of Ray, claimed by each actor: pins them to nodes
+    start_timeout_s: Positive = 120.0  # until the first actor is up
+    actor_timeout_s: Positive = 20.0  # an actor that gives no sign of life for so long is killed and started again
     concurrency: PositiveInt = 64  # calls in flight, over all actors
     requests_per_minute: PositiveInt | None = None  # over all actors; null: no limit
     tokens_per_minute: PositiveInt | None = None

@@ -151,17 +151,17 @@ def test_a_lost_actors_call_is_made_again(image: str) -> None:
     assert spent == lost.attempts + 6
 
 
-def test_a_call_that_loses_two_actors_is_a_failure(image: str) -> None:
+def test_a_call_that_loses_three_actors_is_a_failure(image: str) -> None:
     async def scenario(pool: RayJudgePool) -> tuple[Judgement, list[Judgement]]:
         first = asyncio.create_task(pool.judge(judge_request(image)))
-        for number in (1, 2):
+        for number in (1, 2, 3):
             while len(server.requests) < number:
                 await asyncio.sleep(0.02)
             (worker,) = worker_processes()
             worker.kill()
         return await first, await judge_many(image, 3)(pool)
 
-    with ScriptedServer(lambda number, _: reply(GOOD, delay_s=5.0 if number < 2 else 0.0)) as server:
+    with ScriptedServer(lambda number, _: reply(GOOD, delay_s=5.0 if number < 3 else 0.0)) as server:
         lost, later = with_pool(config_of(server.url, deadline_s=30.0), scenario)
     assert isinstance(lost.outcome, JudgeFailure)
     assert lost.outcome.reason == FailureReason.TRANSPORT

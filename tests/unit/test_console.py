@@ -82,6 +82,18 @@ def test_a_terminal_gets_a_live_display_with_everything_in_it() -> None:
         assert part in text
 
 
+def test_a_terminal_shows_what_the_run_waits_for_while_it_waits() -> None:
+    file, said = Terminal(), ["judge: out for 23 s (refused), 3 calls wait, asking again …"]
+    with Console(20, file=file) as console, console.watching(lambda: said[0] if said else None):
+        assert console._live is not None
+        console._live.refresh()
+        assert "judge: out for 23 s (refused), 3 calls wait" in file.getvalue()
+        said.clear()
+        written = len(file.getvalue())
+        console._live.refresh()
+        assert "judge" not in file.getvalue()[written:]
+
+
 def test_log_records_go_through_the_same_console() -> None:
     file = io.StringIO()
     with Console(1, file=file) as console:

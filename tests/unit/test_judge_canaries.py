@@ -13,7 +13,16 @@ from judge.oracle import Oracle
 from mrpo.config import JudgeConfig, LexicalConfig
 from mrpo.judge_canaries import LEAST, CanaryJudge, CanaryWatch, canaries_text, canary_of
 from mrpo.phantom.language import Belief, QuestionKind, write_answer, write_steps
-from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest, Verdicts
+from mrpo.types import (
+    AnswerJudgement,
+    AnswerRequest,
+    FailureReason,
+    JudgeDepths,
+    JudgeFailure,
+    Judgement,
+    JudgeRequest,
+    Verdicts,
+)
 
 TRUTH = Belief(modality="CT", organ="liver", side="left", half="upper", num_lesions=2, marker=False)
 Rule = Callable[[JudgeRequest], Verdicts | JudgeFailure]
@@ -64,6 +73,12 @@ class Judge:
 
     def take_metrics(self) -> dict[str, float]:
         return {"judge/outage_s": 1.0}
+
+    def depths(self) -> JudgeDepths:
+        return JudgeDepths(waiting=1, in_flight=2)
+
+    def status(self) -> str | None:
+        return "out"
 
 
 def watched(judge: Judge, events: list[str], **shares: float) -> CanaryJudge:

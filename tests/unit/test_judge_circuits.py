@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from judge.circuits import Admission, Circuits
 from mrpo.choices import OutagePolicy
 from mrpo.config import BreakerConfig, JudgeConfig
+from mrpo.faults import FaultKind, FaultLog, read_faults
 
 COOL_DOWN_S = 0.4
 
@@ -138,3 +140,26 @@ async def test_closing_refuses_those_that_wait() -> None:
     await asyncio.sleep(0)
     found.close()
     assert (await call).refusal == "the judge pool was closed"
+
+
+@pytest.mark.asyncio
+async def test_an_outage_has_a_line_for_as_long_as_it_lasts_and_is_a_fault_on_record(tmp_path: Path) -> None:
+    faults = FaultLog(tmp_path / "faults.jsonl")
+    config = JudgeConfig(breaker=BreakerConfig(cool_down_s=COOL_DOWN_S))
+    found = Circuits(["m0"], config, tell=lambda *_: None, on_event=lambda _: None, faults=faults)
+    assert found.status() is None
+    found.opened(0, "connection refused", for_s=30.0)
+    waiting = asyncio.create_task(found.admit())
+    await asyncio.sleep(0.05)
+    assert found.status() == "judge: out for 0 s (connection refused), 1 calls wait, asking again in 30 s"
+    assert faults.take_metrics() == {"faults/judge_outage": 1.0}
+    found._circuits[0].due_s = 0.0
+    found._changed.set()
+    assert await waiting == Admission(trial=0)
+    assert str(found.status()).endswith("0 calls wait, asking again …")
+    found.tried(0, passed=True)
+    await asyncio.sleep(0.01)
+    assert found.status() is None
+    (fault,) = read_faults(tmp_path)
+    assert (fault.kind, fault.who, fault.detail) == (FaultKind.JUDGE_OUTAGE, "judge", "connection refused")
+    assert fault.recovery_s is not None
