@@ -7,40 +7,40 @@ can resume from it, and nothing in it is ever unpickled.
     learner/rng.safetensors               generator states of rank 0
     hf/                                   a Hugging Face folder that transformers and vLLM load, adapters merged
     adapter/                              under LoRA: the adapters as PEFT writes them, for PEFT and vLLM
+    manifest.json                         checksums of all of these, written last
 
 Frozen weights are not in the state: they come from the model that the run started from, which must be the same again.
 
-Every rank calls `save` and `load`, because reading a full tensor is a collective; rank 0 alone touches the folder.
+Every rank calls `save`, `snapshot` and `load`, because reading a full tensor is a collective; rank 0 alone writes.
 """
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from learner.agreement import together
-from learner.disk import checkpoint_bytes, disk_errors, require_room
+from learner.disk import disk_errors, require_room
 from learner.frozen_hash import frozen_hash
-from learner.hf_folder import save_hf_folder
-from learner.lora import write_adapter
+from learner.hf_folder import write_hf_folder
+from learner.lora import write_adapter_files
 from learner.optimizer import MOMENTS
-from learner.partitioned import full_shape, gathered, whole_copy
+from learner.partitioned import full_shape, gathered
 from learner.rank import Rank
 from learner.reference import Reference
-from learner.tensor_files import check_hashes, file_hash, read_tensors, write_tensors
+from learner.rng import set_rng_states
+from learner.snapshot import FORMAT_VERSION, Contents, host_copy, live_contents, lora_settings
+from learner.tensor_files import check_hashes, read_tensors, write_tensors
 from mrpo.atomic import fsync
 from mrpo.errors import DataError
+from mrpo.manifest import file_hash, write_manifest
 
-FORMAT_VERSION = 2  # 1 holds frozen weights too, and no adapters
 STATE_FOLDER = "learner"
 HF_FOLDER = "hf"
 ADAPTER_FOLDER = "adapter"
@@ -51,54 +51,66 @@ RNG_FILE = "rng.safetensors"
 def save(rank: Rank, folder: Path) -> None:
     """Write everything needed to resume, and `hf/`, into an existing folder, on disk when it returns.
 
+    Every rank calls it; no more than a file's tensors are held in main memory at a time.
+
     Raises:
         ResourceError: the disk is full, or cannot be written; on every rank, and the group goes on.
     """
-    needed = checkpoint_bytes(rank)
-    frozen = frozen_hash(rank)
+    contents = live_contents(rank)
 
-    def writing(write: Callable[[], object]) -> None:
-        """All ranks take part in `write`, also where it fails on rank 0."""
-
-        def check() -> None:
-            with disk_errors(folder, needed):
-                write()
-
-        together(rank.world_size, check)
-
-    together(rank.world_size, lambda: require_room(folder, needed) if rank.rank == 0 else None)
-    writing(lambda: _save_state(rank, folder / STATE_FOLDER, frozen))
-    writing(lambda: save_hf_folder(rank, folder / HF_FOLDER))
-    if rank.adapters is not None:
-        writing(lambda: write_adapter(rank, folder / ADAPTER_FOLDER))
-
-
-def _save_state(rank: Rank, folder: Path, frozen: str | None) -> None:
-    parts: dict[str, Iterator[tuple[str, Tensor]]] = {"weights": _weights(rank)}
-    parts |= {name: _moments(rank, name) for name in MOMENTS}
-    if isinstance(rank.reference, Reference):
-        parts["reference"] = _plain_weights(rank.reference.model)
-    try:
+    def check_room() -> None:
         if rank.rank == 0:
-            folder.mkdir()
-            files = {stem: write_tensors(folder, stem, tensors) for stem, tensors in parts.items()}
-            rng = folder / RNG_FILE
-            save_file(_rng_states(rank.device), rng)
-            fsync(rng)
-            files["rng"] = {RNG_FILE: file_hash(rng)}
-            _write_state(folder / STATE_FILE, {
-                "format_version": FORMAT_VERSION,
-                "num_steps": rank.num_steps,
-                "num_adam_steps": rank.optimizer.num_steps,
-                "lora": _lora_settings(rank),
-                "frozen_weights": frozen,
-                "files": files,
-            })  # fmt: skip
-    finally:
-        # Gathering is a collective: ranks that do not write run along, and so does the writer when it fails.
-        for tensors in parts.values():
-            for _ in tensors:
-                pass
+            require_room(folder, contents.num_bytes)
+
+    def write_or_run_along() -> None:
+        try:
+            if rank.rank == 0:
+                _write(contents, folder)
+        finally:
+            contents.drain()
+
+    together(rank.world_size, check_room)
+    together(rank.world_size, write_or_run_along)
+
+
+def snapshot(rank: Rank) -> Contents | None:
+    """A copy of what `save` would write, in rank 0's main memory, None elsewhere; every rank calls it."""
+    return host_copy(rank)
+
+
+def write(contents: Contents, folder: Path) -> None:
+    """Write a snapshot into an existing folder, beside a rank that trains on; the snapshot is used up.
+
+    Raises:
+        ResourceError: the disk is full, or cannot be written.
+    """
+    require_room(folder, contents.num_bytes)
+    _write(contents, folder)
+
+
+def _write(contents: Contents, folder: Path) -> None:
+    with disk_errors(folder, contents.num_bytes):
+        hashes = _write_state(contents, folder / STATE_FOLDER)
+        write_hf_folder(folder / HF_FOLDER, contents.hf, contents.hf_weights)
+        if contents.adapter is not None:
+            tensors = {name: tensor.cpu() for name, tensor in contents.adapter}
+            write_adapter_files(tensors, contents.peft_config, folder / ADAPTER_FOLDER)
+        write_manifest(folder, {f"{STATE_FOLDER}/{name}": digest for name, digest in hashes.items()})
+
+
+def _write_state(contents: Contents, folder: Path) -> dict[str, str]:
+    """Write the learner's own state; returns the files' sha256."""
+    folder.mkdir()
+    files = {stem: write_tensors(folder, stem, tensors) for stem, tensors in contents.parts.items()}
+    rng = folder / RNG_FILE
+    save_file(contents.rng, rng)
+    fsync(rng)
+    files["rng"] = {RNG_FILE: file_hash(rng)}
+    path = folder / STATE_FILE
+    path.write_text(json.dumps({**contents.state, "files": files}, indent=2) + "\n", encoding="utf-8")
+    fsync(path)
+    fsync(folder)
+    return {name: digest for hashes in files.values() for name, digest in hashes.items()}
 
 
 def load(rank: Rank, folder: Path) -> None:
@@ -135,24 +147,16 @@ def load(rank: Rank, folder: Path) -> None:
             )
         for name, value in _matching(state_folder, files["reference"], frozen):
             _set_weight(frozen[name], value)
-    _set_rng_states(load_file(state_folder / RNG_FILE), rank.device)
+    set_rng_states(load_file(state_folder / RNG_FILE), rank.device)
     rank.num_steps = state["num_steps"]
     if rank.world_size > 1:
         dist.barrier()
 
 
-def _lora_settings(rank: Rank) -> dict[str, Any] | None:
-    """What must be alike when a run goes on; dropout may change."""
-    if rank.adapters is None:
-        return None
-    config = rank.adapters.config
-    return {"r": config.r, "alpha": config.alpha, "targets": list(rank.adapters.targets)}
-
-
 def _check_lora(rank: Rank, state: dict[str, Any], folder: Path) -> None:
     """Refuse a checkpoint of other adapters, or of none."""
     saved = state["lora"] if state["format_version"] > 1 else None
-    asked = _lora_settings(rank)
+    asked = lora_settings(rank)
     if saved != asked:
         raise DataError(
             f"checkpoint {folder} was trained with {_described(saved)}, this run with {_described(asked)}; resume with "
@@ -175,24 +179,6 @@ def _check_frozen(rank: Rank, state: dict[str, Any], folder: Path) -> None:
             f"checkpoint {folder} was trained on other frozen weights than those of {rank.spec.model_folder}; resume "
             "with the model it started from (model.path, model.revision) and with the same parts of it frozen"
         )
-
-
-def _weights(rank: Rank) -> Iterator[tuple[str, Tensor]]:
-    """Master weights of trained parameters."""
-    for name, parameter in rank.model.named_parameters():
-        if parameter.requires_grad:
-            yield name, rank.optimizer.master(parameter)
-
-
-def _moments(rank: Rank, moment: str) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in rank.model.named_parameters():
-        if parameter.requires_grad:
-            yield name, rank.optimizer.moment(parameter, moment)
-
-
-def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        yield name, whole_copy(parameter)
 
 
 def _set_weight(parameter: nn.Parameter, value: Tensor) -> None:
@@ -218,12 +204,6 @@ def _matching(folder: Path, files: list[str], wanted: dict[str, nn.Parameter]) -
         raise DataError(f"checkpoint {folder} lacks {len(missing)} parameters of the model, e.g. {missing[0]}")
 
 
-def _write_state(path: Path, state: dict[str, Any]) -> None:
-    path.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    fsync(path)
-    fsync(path.parent)
-
-
 def _read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"no learner checkpoint in {path.parent.parent}: {path} is missing")
@@ -236,26 +216,3 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{path} has format version {state['format_version']}, this program reads 1 and {FORMAT_VERSION}"
         )
     return state
-
-
-def _rng_states(device: torch.device) -> dict[str, Tensor]:
-    """States of Python's, NumPy's and torch's generators as tensors."""
-    _, python_words, _ = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)["state"]
-    states = {
-        "python": torch.tensor(python_words, dtype=torch.int64),
-        "numpy": torch.from_numpy(np.append(numpy_state["key"].astype(np.int64), numpy_state["pos"])),
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
-    random.setstate((3, tuple(states["python"].tolist()), None))
-    *words, position = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, 0, 0.0))
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,27 +19,36 @@ from mrpo.atomic import fsync
 FILE_BYTES = 4 * 1024**3  # weights of one file, as readers like it
 
 
-def save_hf_folder(rank: Rank, folder: Path) -> None:
-    """Write configuration, weights, tokenizer and processor; every rank calls it, rank 0 writes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfModel:
+    """What goes into the folder beside the weights, and what weights will come."""
+
+    config: Any
+    generation_config: Any
+    processor: Any
+    metadata: list[WeightMeta]  # in the order of the weights
+
+
+def hf_model(rank: Rank) -> HfModel:
+    """Of this rank; nothing is gathered."""
+    return HfModel(
+        config=rank.model.config,
+        generation_config=rank.model.generation_config,
+        processor=rank.processor,
+        metadata=rank.source.metadata(),
+    )
+
+
+def write_hf_folder(folder: Path, model: HfModel, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Write configuration, weights, tokenizer and processor into a new folder, on disk when it returns.
 
     transformers' own `save_pretrained` cannot gather partitioned weights piece by piece; names and layout are its.
     """
-    weights = iter(rank.source)
-    try:
-        if rank.rank == 0:
-            _write(rank, folder, weights)
-    finally:
-        # Gathering is a collective: ranks that do not write run along, and so does the writer when it fails.
-        for _ in weights:
-            pass
-
-
-def _write(rank: Rank, folder: Path, weights: Iterator[tuple[str, Tensor]]) -> None:
-    files = _plan(rank.source.metadata())
+    files = _plan(model.metadata)
     folder.mkdir()
-    rank.model.config.save_pretrained(folder)
-    rank.model.generation_config.save_pretrained(folder)
-    rank.processor.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
     for file_name, metas in files.items():
         save_file(dict(_take(weights, len(metas))), folder / file_name, metadata={"format": "pt"})
     if len(files) > 1:

@@ -91,6 +91,11 @@ class Adapters:
             yield f"{SAVED_PREFIX}{name}.lora_A.weight", layer.lora_A[ADAPTER].weight
             yield f"{SAVED_PREFIX}{name}.lora_B.weight", layer.lora_B[ADAPTER].weight
 
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """As `weights`, each a copy of the whole; a collective at ZeRO-3."""
+        for name, parameter in self.weights():
+            yield name, whole_copy(parameter)
+
 
 def add_adapters(model: Any, family: Family, config: LoraConfig) -> Adapters | None:
     """Freeze the model and put adapters on its layers; None where `config.r` is 0, and then nothing changes.
@@ -170,22 +175,26 @@ def write_adapter(rank: Rank, folder: Path) -> int:
     Raises:
         ConfigError: the learner trains no adapter.
     """
-    from safetensors.torch import save_file
-
     if rank.adapters is None:
         raise ConfigError("there is no adapter to write: learner.lora.r=0 trains all weights; set learner.lora.r")
     num_bytes = sum(
         torch.Size(full_shape(parameter)).numel() * parameter.dtype.itemsize for _, parameter in rank.adapters.weights()
     )
     tensors = {}
-    for name, parameter in rank.adapters.weights():
-        whole = whole_copy(parameter)
+    for name, whole in rank.adapters.whole_weights():
         if rank.rank == 0:
             tensors[name] = whole.cpu()
     if rank.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        written = copy.copy(rank.adapters.peft_config)
-        written.inference_mode = True  # as PEFT writes it: who loads the adapter decides whether it is trained further
-        written.save_pretrained(str(folder))
+        write_adapter_files(tensors, rank.adapters.peft_config, folder)
     return num_bytes
+
+
+def write_adapter_files(tensors: dict[str, Tensor], peft_config: Any, folder: Path) -> None:
+    """Write an adapter in PEFT's layout into `folder`, which is made where it is missing."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    written = copy.copy(peft_config)
+    written.inference_mode = True  # as PEFT writes it: who loads the adapter decides whether it is trained further
+    written.save_pretrained(str(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from learner.inputs import MicroBatch
 from learner.lora import Adapters
-from learner.partitioned import gathered
+from learner.partitioned import gathered, whole_copy
 from learner.policy import Policy
 from mrpo.errors import ConfigError
 
@@ -39,6 +40,11 @@ class Reference:
     def model(self) -> Any:
         """The Hugging Face model."""
         return self._policy.model
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, full tensor) of all weights; a collective at ZeRO-3."""
+        for name, parameter in self.model.named_parameters():
+            yield name, whole_copy(parameter) if hasattr(parameter, "ds_id") else parameter.detach()
 
     @torch.no_grad()
     def copy_from(self, model: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from mrpo.atomic import fsync
 from mrpo.errors import DataError
+from mrpo.manifest import file_hash
 
 FILE_BYTES = 4 * 1024**3  # tensors of one file; a larger tensor gets its own
 
@@ -67,9 +67,3 @@ def check_hashes(folder: Path, hashes: dict[str, str]) -> None:
                 f"checkpoint file {path} is damaged: sha256 {found[:12]}…, expected {expected[:12]}…; "
                 "resume from an earlier checkpoint"
             )
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

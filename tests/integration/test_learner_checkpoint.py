@@ -17,12 +17,13 @@ import transformers
 from safetensors.torch import load_file
 
 from learner import hf_folder
-from learner.checkpoint import load, save
+from learner.checkpoint import load, save, snapshot, write
 from learner.disk import checkpoint_bytes
 from learner.step import score, train_step
 from mrpo.config import LoraConfig, LossConfig
 from mrpo.errors import DataError, ResourceError
 from mrpo.families import family_of
+from mrpo.manifest import check_manifest
 from tests.integration.learner_world import FAMILIES, build_world, completions, make, spec, to_score
 
 
@@ -65,6 +66,41 @@ def test_a_resumed_run_continues_bit_for_bit(world: Path, tmp_path: Path, stage:
         )
     for (name, mine), (_, other) in zip(second.source, first.source, strict=True):
         assert torch.equal(mine, other), name
+
+
+@pytest.mark.parametrize(("stage", "lora", "beta"), [(0, 0, 0.0), (2, 0, 0.1), (3, 0, 0.1), (2, 4, 0.1), (3, 4, 0.0)])
+def test_a_snapshot_is_what_save_writes_and_later_steps_leave_it_alone(
+    world: Path, tmp_path: Path, stage: int, lora: int, beta: float
+) -> None:
+    rank = make(spec(world, zero_stage=stage, lora=LoraConfig(r=lora, dropout=0.1), loss=LossConfig(beta=beta)))
+    train_step(rank, completions(world, seed=0), progress=0.0)
+    for name in ("saved", "written"):
+        (tmp_path / name).mkdir()
+    save(rank, tmp_path / "saved")
+    contents = snapshot(rank)
+    assert contents is not None
+    train_step(rank, completions(world, seed=1), progress=0.1)
+    write(contents, tmp_path / "written")
+    expected, found = (
+        {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        for folder in (tmp_path / "saved", tmp_path / "written")
+    )
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    check_manifest(tmp_path / "written")
+    assert ("adapter/adapter_model.safetensors" in map(str, expected)) == (lora > 0)
+
+
+def test_frozen_weights_in_main_memory_are_not_copied(world: Path, tmp_path: Path) -> None:
+    rank = make(spec(world, freeze_vision_tower=True, loss=LossConfig(beta=0.1)))
+    contents = snapshot(rank)
+    assert contents is not None
+    frozen = {p.data_ptr() for p in rank.model.parameters() if not p.requires_grad}
+    trained = {p.data_ptr() for p in rank.model.parameters() if p.requires_grad}
+    reference = {p.data_ptr() for p in rank.reference.model.parameters()}
+    held = {tensor.data_ptr() for _, tensor in contents.hf_weights}
+    assert frozen <= held and not held & trained
+    assert {tensor.data_ptr() for _, tensor in contents.parts["reference"]} == reference
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
@@ -190,6 +226,11 @@ def test_a_disk_that_fills_up_on_the_way_ends_the_checkpoint_and_nothing_else(
             ResourceError, match=r"no checkpoint can be written to .*full \(.*File too large.*MiB are free"
         ):
             save(rank, tmp_path / "full")
+        contents = snapshot(rank)
+        assert contents is not None
+        (tmp_path / "behind").mkdir()
+        with pytest.raises(ResourceError, match=r"no checkpoint can be written to .*behind \(.*File too large"):
+            write(contents, tmp_path / "behind")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     save(rank, tmp_path / "whole")

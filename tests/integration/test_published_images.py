@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from learner.hf_folder import save_hf_folder
+from learner.hf_folder import hf_model, write_hf_folder
 from learner.images import ImageStore
 from learner.model import load_processor
 from learner.step import score
@@ -140,7 +140,8 @@ def samples(folder: Path, setting: Setting, images: dict[str, str]) -> list[Scor
 def export(folder: Path, setting: Setting) -> Path:
     """The checkpoint of a setting as the learner writes it out again."""
     path = folder / f"{setting.name}-export"
-    save_hf_folder(learner_of(folder, setting), path)
+    rank = learner_of(folder, setting)
+    write_hf_folder(path, hf_model(rank), iter(rank.source))
     return path
 
 
