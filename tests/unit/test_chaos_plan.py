@@ -1,0 +1,76 @@
+"""Plans of kills, and how long a run may take to get over each."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from mrpo.faults import Fault, FaultKind
+from tests.integration.chaos_plan import DELAY_S, GAP, Kill, Victim, plan_kills
+from tests.integration.chaos_recovery import Killed, judge_recoveries, note_progress
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_thirty_steps_meet_every_kind_a_few_steps_apart(seed: int) -> None:
+    kills = plan_kills(seed, 30)
+    assert {kill.victim for kill in kills} == set(Victim)
+    steps = [0, *(kill.step for kill in kills)]
+    gaps = [later - earlier for earlier, later in pairwise(steps)]
+    assert min(gaps) >= GAP[0] and max(gaps) <= GAP[1]
+    assert steps[-1] <= 28
+    assert all(0 <= kill.pick < 1 and 0 <= kill.delay_s <= DELAY_S for kill in kills)
+
+
+def test_a_seed_names_one_plan() -> None:
+    assert plan_kills(3, 30) == plan_kills(3, 30)
+    assert len({tuple(plan_kills(seed, 30)) for seed in range(10)}) == 10
+
+
+def killed(victim: Victim, at_s: float, step: int, *, with_actors: tuple[str, ...] = ("LearnerActor",)) -> Killed:
+    """A kill of something called "x"."""
+    kill = Kill(step=step, delay_s=0.0, victim=victim, pick=0.0)
+    return Killed(kill=kill, name="x", at_s=at_s, step=step, actors=list(with_actors), whole_step_s=5.0)
+
+
+def fault(kind: FaultKind, at_s: float, recovery_s: float | None) -> Fault:
+    """Of "x"."""
+    return Fault(kind=kind, who="x", detail="", at_s=at_s, recovery_s=recovery_s)
+
+
+def test_a_recovery_counts_from_the_kill_and_is_the_last_kills_before_it() -> None:
+    kills = [killed(Victim.LEARNER_RANK, 100.0, 3), killed(Victim.JUDGE_ACTOR, 200.0, 6)]
+    faults = [fault(FaultKind.LEARNER_LOST, 110.0, 49.0), fault(FaultKind.JUDGE_ACTOR_LOST, 201.0, 1.0)]
+    assert judge_recoveries(kills, faults, patience=1.0) == []
+    assert kills[0].faults == {"learner_lost x": 59.0}
+    assert kills[1].faults == {"judge_actor_lost x": 2.0}
+
+
+def test_slow_recoveries_and_silent_losses_are_seen() -> None:
+    kills = [killed(Victim.LEARNER_RANK, 100.0, 3), killed(Victim.JUDGE_ACTOR, 200.0, 6)]
+    found = judge_recoveries(kills, [fault(FaultKind.LEARNER_LOST, 110.0, 51.0)], patience=1.0)
+    assert found == [
+        "learner_rank x killed at step 3: learner_lost x took 61 s, at most 60 s",
+        "judge_actor x killed at step 6: no fault is on record",
+    ]
+    assert judge_recoveries(kills[:1], [fault(FaultKind.LEARNER_LOST, 110.0, None)], patience=1.0) == [
+        "learner_rank x killed at step 3: learner_lost x never came, at most 60 s"
+    ]
+
+
+def test_a_node_with_an_engine_has_an_engines_time() -> None:
+    faults = [fault(FaultKind.ENGINE_LOST, 101.0, 100.0)]
+    with_engine = killed(Victim.NODE, 100.0, 3, with_actors=("RolloutWorker", "JudgeWorker"))
+    assert judge_recoveries([with_engine], faults, patience=1.0) == []
+    assert len(judge_recoveries([killed(Victim.NODE, 100.0, 3)], faults, patience=1.0)) == 1
+    empty = killed(Victim.NODE, 100.0, 3, with_actors=())
+    assert judge_recoveries([empty], [], patience=1.0) == [], "nothing of the run was on it"
+
+
+def test_progress_is_a_step_made_wholly_after_the_kill() -> None:
+    one = killed(Victim.ENGINE, 100.0, 3)
+    one.whole_step_s = None
+    note_progress([one], 4)
+    assert one.whole_step_s is None
+    note_progress([one], 5)
+    assert one.whole_step_s is not None
