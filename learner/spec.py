@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mrpo.choices import Device, Placement
-from mrpo.config import Config, LearnerConfig, LoraConfig, LossConfig
+from mrpo.config import Config, LearnerConfig, LoraConfig, LossConfig, WatchdogConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class LearnerSpec:
     seed: int
     max_pixels: int
     lora: LoraConfig
+    watchdog: WatchdogConfig
     max_tiles: int | None = None  # as `model.max_tiles`
     freeze_vision_tower: bool = False
     freeze_projector: bool = False
@@ -41,4 +42,5 @@ def spec_of(config: Config, model_folder: str) -> LearnerSpec:
         lora=config.learner.lora,
         shares_gpu=config.cluster.placement == Placement.COLOCATED,
         terse=config.model.terse_prompt,
+        watchdog=config.watchdog,
     )

@@ -88,14 +88,25 @@ def is_actor(pid: int) -> bool:
     return _answer_file(pid) is not None
 
 
-def kill(pid: int) -> bool:
-    """End an actor's process of this machine, stopped or not; returns whether it was there."""
+def kill(pid: int, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
+    """End an actor's process of this machine, stopped or not, and wait until it is gone.
+
+    Args:
+        pid: of any process; one that never called `answer_stack_requests` is left alone.
+        timeout_s: that its end may take: the memory of a GPU is free only then.
+
+    Returns:
+        Whether it was there.
+    """
     if not is_actor(pid):
         return False
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return False
+    ends_at = time.monotonic() + timeout_s
+    while _state(pid) != "Z" and time.monotonic() < ends_at:
+        time.sleep(QUIET_S / 10)
     return True
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from learner.spec import LearnerSpec
 from mrpo.choices import Device
-from mrpo.config import LearnerConfig, LoraConfig, LossConfig
+from mrpo.config import LearnerConfig, LoraConfig, LossConfig, WatchdogConfig
 from mrpo.families import family_of
 from mrpo.phantom.toy_models import build_toy_model
 from mrpo.prompts import chat_messages
@@ -43,6 +43,7 @@ def spec(
     max_tiles: int | None = None,
     freeze_vision_tower: bool = False,
     freeze_projector: bool = False,
+    watchdog: WatchdogConfig | None = None,
     **learner: Any,
 ) -> LearnerSpec:
     """A learner of one CPU thread; keywords are fields of `LearnerConfig`."""
@@ -59,6 +60,7 @@ def spec(
         freeze_vision_tower=freeze_vision_tower,
         freeze_projector=freeze_projector,
         lora=lora or LoraConfig(),
+        watchdog=watchdog or WatchdogConfig(),
         terse=True,
     )
 
