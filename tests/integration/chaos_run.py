@@ -84,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.seed is not None:
         outcome = run_seed(options)
+        for problem in outcome.problems:
+            logger.error("PROBLEM: %s", problem)
         (options.out / f"seed_{options.seed}.json").write_text(json.dumps(asdict(outcome), indent=2) + "\n")
         return 1 if outcome.problems else 0
     if options.reference is None:
@@ -108,7 +110,10 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds a run may take")
     parser.add_argument("--no-spare", action="store_true", help="no node that stands in for others")
     parser.add_argument("--override", action="append", default=[], help="a setting of the run")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.out = options.out.resolve()  # the run works in the repository
+    options.reference = options.reference.resolve() if options.reference else None
+    return options
 
 
 def read_seeds(text: str) -> list[int]:
@@ -124,12 +129,11 @@ def read_victims(text: str) -> list[Victim]:
 
 def training(options: argparse.Namespace, runs: Path, *more: str) -> list[str]:
     """The command, on small settings."""
-    out = options.out.resolve()
     return [
         sys.executable,
         "-m",
         "tests.integration.chaos_driver",
-        f"cache_dir={out / 'cache'}",
+        f"cache_dir={options.out / 'cache'}",
         f"runs_dir={runs}",
         *TINY,
         f"num_steps={options.steps}",
@@ -141,7 +145,7 @@ def training(options: argparse.Namespace, runs: Path, *more: str) -> list[str]:
 
 def undisturbed_run(options: argparse.Namespace) -> Path:
     """The same training in peace, on a Ray of its own."""
-    runs = options.out.resolve() / "undisturbed"
+    runs = options.out / "undisturbed"
     shutil.rmtree(runs, ignore_errors=True)
     with (options.out / "undisturbed.log").open("w") as log:
         done = subprocess.run(
@@ -173,7 +177,7 @@ def run_seed(options: argparse.Namespace) -> Outcome:
     """One disturbed run from cluster to verdict, in this process."""
     outcome = Outcome(seed=options.seed, num_steps=options.steps)
     plan = plan_kills(options.seed, options.steps, options.victims, (options.gap[0], options.gap[-1]))
-    runs = options.out.resolve() / f"seed_{options.seed}"
+    runs = options.out / f"seed_{options.seed}"
     shutil.rmtree(runs, ignore_errors=True)
     runs.mkdir(parents=True)
     shm_before, started = shared_memory(), time.monotonic()
@@ -200,8 +204,6 @@ def run_seed(options: argparse.Namespace) -> Outcome:
     outcome.folder = str(folder)
     outcome.problems += problems_of(folder, reference=options.reference)
     outcome.problems += judge_recoveries(outcome.kills, read_faults(folder), patience=options.patience)
-    for problem in outcome.problems:
-        logger.error("PROBLEM: %s", problem)
     return outcome
 
 
