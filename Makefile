@@ -12,6 +12,8 @@ MODEL ?=
 OUT ?=
 SETS ?=
 LABELS ?=
+ADDRESS ?=
+JOB ?=
 TEMPLATE ?=
 ARGS ?=
 WORKERS ?= 2
@@ -20,10 +22,10 @@ INSTALLED := $(VENV)/.installed-$(DEVICE)
 # Settings may also stand on make's own command line: `make train algorithm=grpo`. What make knows is left out.
 BLANK := $(subst ,, )
 GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where a value holds blanks
-OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT LABELS TEMPLATE WORKERS)
+OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT ADDRESS JOB LABELS TEMPLATE WORKERS)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
-.PHONY: help setup train plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
+.PHONY: help setup train submit plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +43,9 @@ $(INSTALLED): requirements/$(DEVICE).txt pyproject.toml
 
 train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="learner.lr=1e-5 seed=1"
 	@$(BIN)/python -m mrpo.train $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
+
+submit: setup ## train on a Ray cluster; EXP=<as for train> ADDRESS=http://<head>:8265, or JOB=<id> to follow one again (docs/cluster.md)
+	@$(BIN)/python -m mrpo.submit --address='$(ADDRESS)' --job='$(JOB)' $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
 
 sft: setup ## supervised training on gold rationales; EXP=<as for train>, ARGS="sft.lr=1e-5 sft.lora.r=0" (docs/sft.md)
 	@$(BIN)/python -m mrpo.sft $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)

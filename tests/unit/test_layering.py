@@ -18,7 +18,7 @@ ROOTS = {
     "mrpo.ray_nodes",
     "mrpo.compose",
 }  # composition roots and what only they use
-ROOT_PACKAGES = ("mrpo.ablation",)  # expands Hydra's sweeps
+ROOT_PACKAGES = ("mrpo.ablation", "mrpo.submit")  # the one expands Hydra's sweeps, the other talks to a cluster
 HEAVY = ("ray", "vllm", "deepspeed", "httpx", "hydra", "wandb", "judge", "rollout", "learner")
 CORE = sorted(
     name
