@@ -6,13 +6,16 @@ with it, because gathering is a collective.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from learner.weight_source import WeightSource
 from mrpo.choices import WeightTransfer
 from mrpo.errors import WeightSyncError
+
+log = logging.getLogger(__name__)
 
 
 class WeightSyncClient(Protocol):
@@ -28,11 +31,20 @@ class WeightSyncClient(Protocol):
 
 
 class RayWeightSyncClient:
-    """Calls the method of the same name on every engine actor and waits for all of them."""
+    """Calls the method of the same name on every engine actor and waits for all of them.
 
-    def __init__(self, handles: Sequence[Any], *, ranks_per_engine: int = 1) -> None:
+    An engine that dies, or does not answer, is left behind: the update goes on with the others, and whoever owns the
+    engines finds it out for himself.
+    """
+
+    def __init__(
+        self, handles: Sequence[Any], *, ranks_per_engine: int = 1, answer_timeout_s: float | None = None
+    ) -> None:
+        """Args: what `Receivers` holds, and how long an engine has for one answer (None: for ever)."""
         self._handles = list(handles)
+        self._left_behind: set[int] = set()  # indices, in the update under way
         self._ranks_per_engine = ranks_per_engine
+        self._answer_timeout_s = answer_timeout_s
 
     @property
     def num_ranks(self) -> int:
@@ -45,35 +57,57 @@ class RayWeightSyncClient:
         if "rank_offset" in init_info:
             for number, info in enumerate(infos):
                 info["rank_offset"] = init_info["rank_offset"] + number * self._ranks_per_engine
-        calls = zip(self._handles, infos, strict=True)
-        self._wait([handle.init_weight_transfer_engine.remote(info) for handle, info in calls])
+        self._left_behind.clear()
+        self._ask(lambda number, handle: handle.init_weight_transfer_engine.remote(infos[number]))
 
     def start_weight_update(self) -> None:
         """Engines get ready for buckets."""
-        self._wait([handle.start_weight_update.remote() for handle in self._handles])
+        self._left_behind.clear()
+        self._ask(lambda _, handle: handle.start_weight_update.remote())
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """One bucket."""
-        self._wait([handle.update_weights.remote(update_info) for handle in self._handles])
+        self._ask(lambda _, handle: handle.update_weights.remote(update_info))
 
     def finish_weight_update(self) -> None:
         """Engines run on the new weights from here."""
-        self._wait([handle.finish_weight_update.remote() for handle in self._handles])
+        self._ask(lambda _, handle: handle.finish_weight_update.remote())
 
     def load_adapter(self, files: dict[str, bytes]) -> None:
         """Engines run on this adapter from here."""
         import ray
 
         shared = ray.put(files)
-        self._wait([handle.load_adapter.remote(shared) for handle in self._handles])
+        self._left_behind.clear()
+        self._ask(lambda _, handle: handle.load_adapter.remote(shared))
 
-    def _wait(self, references: list[Any]) -> None:
+    def _ask(self, call: Callable[[int, Any], Any]) -> None:
+        """Call every engine that is still there and wait for their answers.
+
+        Raises:
+            WeightSyncError: one refused, or none is left.
+        """
         import ray
 
-        try:
-            ray.get(references)
-        except ray.exceptions.RayError as error:
-            raise WeightSyncError(f"an engine failed during the weight update: {error}") from error
+        calls = {n: call(n, handle) for n, handle in enumerate(self._handles) if n not in self._left_behind}
+        references = list(calls.values())
+        done, _ = ray.wait(references, num_returns=len(references), timeout=self._answer_timeout_s)
+        reason = ""
+        for number, reference in calls.items():
+            if reference not in done:
+                reason = f"no answer within {self._answer_timeout_s:g} s"
+            else:
+                try:
+                    ray.get(reference)
+                    continue
+                except ray.exceptions.RayTaskError as error:
+                    raise WeightSyncError(f"an engine failed during the weight update: {error}") from error
+                except ray.exceptions.RayError as error:
+                    reason = str(error)
+            log.warning("receiver %d of %d is left behind: %s", number, len(self._handles), reason)
+            self._left_behind.add(number)
+        if len(self._left_behind) == len(self._handles):
+            raise WeightSyncError(f"no engine is left to receive weights: {reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

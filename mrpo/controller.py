@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from mrpo.collection import Collector
 from mrpo.config import Config
-from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError
+from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError, WeightSyncError
 from mrpo.eval.on_record import put_on_record
 from mrpo.eval.record import EvalRecord
 from mrpo.faults import FaultLog
@@ -237,10 +237,10 @@ class Controller:
         started = time.perf_counter()
         with self.span("sync"):
             await self.collector.rollout.wake_up()
-            self._published = await self.learner.publish()
+            self._published = await self._publish()
             await self.collector.rollout.set_policy_version(self.step)
             if self._probe is not None:
-                result = await self._compare([self._probe])
+                result = await self._compare(self._probe)
                 require_parity(result, bound=self.config.parity.probe_max_diff, setting="parity.probe_max_diff")
         return time.perf_counter() - started
 
@@ -273,9 +273,10 @@ class Controller:
         )
         return result
 
-    async def _compare(self, samples: Sequence[ScoreSample]) -> ParityResult:
-        ours, theirs = await asyncio.gather(self.learner.score(samples), self.collector.rollout.score(samples))
-        return compare_logprobs(samples, ours, theirs)
+    async def _compare(self, probe: ScoreSample) -> ParityResult:
+        """The learner's log-probs with those of every engine."""
+        (ours,), theirs = await asyncio.gather(self.learner.score([probe]), self.collector.rollout.probe(probe))
+        return compare_logprobs([probe] * len(theirs), [ours] * len(theirs), theirs)
 
     async def evaluate_slice(self) -> None:
         """Evaluate during training, on a part of the questions; the best step's checkpoint is kept."""
@@ -301,6 +302,18 @@ class Controller:
     async def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one."""
         if self._saved_step == self.step:
+    async def _publish(self) -> Mapping[str, float]:
+        """Repeated with those that are left where an engine is lost on the way."""
+        rollout = self.collector.rollout
+        while True:
+            receivers = await self._until_stopped(rollout.receivers())
+            try:
+                return await self.learner.publish(receivers)
+            except WeightSyncError as error:
+                if not await rollout.lost_receivers():
+                    raise
+                logger.warning("the weights are sent again, because an engine was lost on the way: %s", error)
+
             return
         with (
             self.span("checkpoint"),

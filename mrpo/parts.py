@@ -110,18 +110,17 @@ async def running_parts(
                 )
             )
             rollout = group.create_task(
-                _start_rollout(config, folder, model_type, console, stack, log_dir, seats.engines)
+                _start_rollout(config, folder, model_type, console, stack, log_dir, seats.engines, faults)
             )
             shared_with = rollout if config.cluster.placement == Placement.COLOCATED else None
             learner = group.create_task(
                 _start_learner(config, folder, toy, dataset, console, stack, seats.ranks, shared_with)
             )
         parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result(), answers=answers)
-        await parts.learner.connect(
-            parts.rollout.handles,
-            transfer=config.cluster.weight_transfer,
-            ranks_per_engine=config.rollout.tensor_parallel,
+        parts.learner.connect(
+            transfer=config.cluster.weight_transfer, ranks_per_engine=config.rollout.tensor_parallel
         )
+        parts.rollout.bring_weights = parts.learner.publish
         yield parts
 
 
@@ -162,8 +161,11 @@ async def running_evaluation_parts(
             )
             if model_folder is not None and seats is not None:
                 model_type = model_type_of(model_folder)
-                starting = _start_rollout(config, str(model_folder), model_type, console, stack, log_dir, seats.engines)
-                rollout = group.create_task(starting)
+                rollout = group.create_task(
+                    _start_rollout(
+                        config, str(model_folder), model_type, console, stack, log_dir, seats.engines, FaultLog(None)
+                    )
+                )
         yield EvaluationParts(
             rollout=rollout.result() if rollout is not None else None, judge=judge.result(), answers=answers
         )
@@ -318,9 +320,11 @@ async def _start_rollout(
 ) -> VllmRolloutPool:
     from rollout.pool import VllmRolloutPool
     from rollout.spec import engine_specs
+    faults: FaultLog,
 
-    with console.stage(f"{config.rollout.num_engines} vLLM engine(s)"):
-        pool = await VllmRolloutPool.start(engine_specs(config, folder, model_type, log_dir=str(log_dir)), seats)
+    with console.stage(f"{config.rollout.engines_to_begin} vLLM engine(s)"):
+        specs = engine_specs(config, folder, model_type, log_dir=str(log_dir))
+        pool = await VllmRolloutPool.start(specs, seats, faults=faults)
         stack.push_async_callback(pool.close)
     return pool
 

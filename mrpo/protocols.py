@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from mrpo.types import (
     AnswerJudgement,
     AnswerRequest,
     Completion,
+    EngineDepth,
     JudgeDepths,
     Judgement,
     JudgeRequest,
@@ -30,6 +31,10 @@ class RolloutPool(Protocol):
         """The engine's raw log-probs of given completion tokens, per sample [T] nats (prompt log-probs)."""
         ...
 
+    async def probe(self, sample: ScoreSample) -> list[list[float]]:
+        """As `score` of one sample, by every engine that serves: [E][T] nats."""
+        ...
+
     async def sleep(self) -> None:
         """Called before the learner works: GPUs that it shares are its own until `wake_up`. No request may run."""
         ...
@@ -38,8 +43,23 @@ class RolloutPool(Protocol):
         """Called before weights are sent; `set_policy_version` completes it. Where nothing sleeps, nothing happens."""
         ...
 
+    async def receivers(self) -> list[Any]:
+        """Handles of the engines that the weights must reach now, dead and stuck ones left out; waits for one at least.
+
+        `set_policy_version` then lets those that have joined since serve too.
+        """
+        ...
+
+    async def lost_receivers(self) -> bool:
+        """Whether an engine that `receivers` named last is gone since: the publish is then repeated with the others."""
+        ...
+
     async def set_policy_version(self, version: int) -> None:
         """Called after a finished weight update: reset prefix, multimodal and encoder caches, stamp completions."""
+        ...
+
+    def depths(self) -> list[EngineDepth]:
+        """What each engine is doing now, as far as the pool knows; cheap."""
         ...
 
 
@@ -90,8 +110,13 @@ class Learner(Protocol):
         """Log-probs of the given completion tokens under the current weights, per sample [T] nats."""
         ...
 
-    async def publish(self) -> Mapping[str, float]:
-        """Send the current weights to all engines (start → buckets → finish). Returns bytes, buckets and seconds."""
+    async def publish(self, receivers: Sequence[Any]) -> Mapping[str, float]:
+        """Send the current weights to these engines (start → buckets → finish). Returns bytes, buckets and seconds.
+
+        Raises:
+            WeightSyncError: an engine refused them, or none is left.
+            LearnerLostError: they were not sent in time, or a rank died.
+        """
         ...
 
     async def save(self, folder: str) -> None:

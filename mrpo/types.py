@@ -199,6 +199,16 @@ class ScoreSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDepth:
+    """One engine at one moment. Rollout pool → metrics."""
+
+    name: str  # of its place in the pool, the same through all restarts, e.g. "engine-0"
+    state: str  # a value of `rollout.engine_slot.SlotState`
+    running: int  # requests that it has, up to as many as it runs at once
+    waiting: int  # the others that it has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeDepths:
     """Calls of the judge's pool at one moment. Pool → metrics."""
 

@@ -92,6 +92,11 @@ class Engine:
         """Whether `step` has anything to do."""
         return bool(self._pending)
 
+    @property
+    def updating(self) -> bool:
+        """Whether a weight update was begun and not finished."""
+        return self._updating
+
     def sample(self, request: RolloutRequest, done: Callable[[Completion], None]) -> str:
         """Submit one completion and return its id; `done` is called by the `step` in which it ends.
 
@@ -206,6 +211,7 @@ class Engine:
             WeightSyncError: requests are still running.
         """
         self._refuse_busy("set_policy_version")
+        self._refuse_half_updated()
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False

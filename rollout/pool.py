@@ -1,74 +1,135 @@
-"""The engines of a run as Ray actors, behind `mrpo.protocols.RolloutPool`."""
+"""The engines of a run as Ray actors, behind `mrpo.protocols.RolloutPool`.
+
+An engine that dies or gets stuck is started again, and what it had not finished is done by another: requests bring
+their own seeds, so that a completion that is done again is the same.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import psutil
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mrpo.choices import Device
-from mrpo.errors import EngineError, MRPOError
-from mrpo.host import host_id
+from mrpo.errors import EngineError, WeightSyncError
+from mrpo.faults import FaultKind, FaultLog
 from mrpo.placement import Seat
-from mrpo.types import Completion, RolloutRequest, ScoreSample
-from rollout.request import refuse_mixed, split_over_engines
+from mrpo.types import Completion, EngineDepth, RolloutRequest, ScoreSample
+from rollout.engine_slot import EngineSlot, SlotState, explain
+from rollout.request import refuse_mixed
+from rollout.sampling import Sampling
 from rollout.spec import EngineSpec
-from rollout.worker import CLOSE_TIMEOUT_S, RolloutWorker, WorkerInfo
+from rollout.worker import RolloutWorker
 
 logger = logging.getLogger(__name__)
 
 MAX_CALLS_IN_FLIGHT = 64  # of one actor; streams of completions and control calls
+TICK_S = 0.1  # between two looks at the engines
+SAY_S = 30.0  # between two lines about what is waited for
+
+
+class _LostError(Exception):
+    """The engine that was asked is lost, and on its way to be replaced."""
 
 
 class VllmRolloutPool:
-    """Make one with `start`. Splits requests over engines and merges their streams."""
+    """Make one with `start`. Shares requests out to engines and merges their streams."""
 
-    def __init__(self, specs: Sequence[EngineSpec], handles: Sequence[Any], infos: Sequence[WorkerInfo]) -> None:
-        self._specs = list(specs)
-        self._handles = list(handles)
-        self._infos = list(infos)
+    def __init__(self, slots: Sequence[EngineSlot]) -> None:
+        self.bring_weights: Callable[[Sequence[Any]], Awaitable[object]] | None = None
+        """Gives an engine that joins the policy's current weights; None: those it started with are right."""
+        self._slots = list(slots)
+        self._rollout = slots[0].spec.rollout
+        self._sleeps = all(slot.spec.sleeps for slot in slots)
+        self._version: int | None = None  # of the policy, once there was one
+        self._receiving: list[EngineSlot] = []  # engines that the publish under way reaches
+        self._samplings: list[Sampling] = []  # calls of `generate` under way
+        self._may_start = True
+        self._closed = False
+        self._said_s = 0.0
 
     @classmethod
-    async def start(cls, specs: Sequence[EngineSpec], seats: Sequence[Seat] = ()) -> VllmRolloutPool:
-        """Start all engines at the same time and wait for them.
+    async def start(
+        cls,
+        specs: Sequence[EngineSpec],
+        seats: Sequence[Seat] = (),
+        *,
+        faults: FaultLog | None = None,
+        make: Callable[[EngineSpec, Seat | None, str], Any] | None = None,
+    ) -> VllmRolloutPool:
+        """Start all engines at the same time and wait for as many as a run needs to begin (`rollout.min_engines`).
 
         Args:
             specs: one an engine.
-            seats: where each is to live; empty: where Ray finds room.
+            seats: where the first of them are to live; the others, where Ray finds room.
+            faults: told of engines that are lost and come back.
+            make: makes an actor of a spec, a seat and a name; None: one that holds a vLLM engine.
 
         Raises:
             EngineError: an engine did not come up, or not within `rollout.start_timeout_s`.
         """
-        handles = [_make_actor(spec, seat) for spec, seat in zip(specs, seats or [None] * len(specs), strict=True)]
-        timeout_s = specs[0].rollout.start_timeout_s
-        waits = [_answer(spec, handle.ready.remote()) for spec, handle in zip(specs, handles, strict=True)]
+        make = make or make_actor
+        faults = faults or FaultLog(None)
+        slots = []
+        for number, spec in enumerate(specs):
+            seat = seats[number] if number < len(seats) else None
+            slots.append(EngineSlot(spec, lambda spec, name, seat=seat: make(spec, seat, name), faults))
+        pool = cls(slots)
         try:
-            infos = await asyncio.wait_for(asyncio.gather(*waits), timeout_s)
-        except TimeoutError:
-            await _end(handles, [])
-            raise EngineError(
-                f"{', '.join(spec.name for spec in specs)} not up after rollout.start_timeout_s={timeout_s:g}; "
-                f"see {specs[0].log_file or 'the output above'}, or raise it"
-            ) from None
+            await pool._start()
         except BaseException:
-            await _end(handles, [])
+            await pool.close()
             raise
-        for info in infos:
-            logger.info("%s is up after %.1f s", info.name, info.start_s)
-        return cls(specs, handles, infos)
+        return pool
+
+    async def _start(self) -> None:
+        timeout_s = self._rollout.start_timeout_s
+        deadline_s = time.monotonic() + timeout_s
+        for slot in self._slots:
+            slot.start()
+        while len(self._up) < self._rollout.engines_to_begin:
+            await self._tend()
+            for slot in self._slots:
+                if slot.start_error is not None:
+                    raise slot.start_error
+            if time.monotonic() > deadline_s:
+                late = ", ".join(slot.name for slot in self._slots if slot.state != SlotState.UP)
+                raise EngineError(
+                    f"{late} not up after rollout.start_timeout_s={timeout_s:g}; see {self._slots[0].log}, or raise it"
+                )
+            await asyncio.sleep(TICK_S)
 
     @property
     def handles(self) -> list[Any]:
-        """Actor handles; the learner calls the four weight-transfer methods on them by name."""
-        return list(self._handles)
+        """Actor handles of the engines that serve."""
+        return [slot.handle for slot in self._up]
+
+    @property
+    def _up(self) -> list[EngineSlot]:
+        return [slot for slot in self._slots if slot.state == SlotState.UP]
+
+    def depths(self) -> list[EngineDepth]:
+        """What each engine is doing now, as far as the driver knows; costs nothing."""
+        depths = []
+        for slot in self._slots:
+            owned = sum(sampling.dispatch.owned(slot.name) for sampling in self._samplings)
+            running = min(owned, self._rollout.max_num_seqs)
+            depths.append(
+                EngineDepth(name=slot.spec.name, state=slot.state.value, running=running, waiting=owned - running)
+            )
+        return depths
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no engine has been given yet."""
+        return sum(sampling.dispatch.num_waiting for sampling in self._samplings)
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Completion]:
         """Stream completions as they end, in any order; every request yields exactly one.
@@ -76,159 +137,208 @@ class VllmRolloutPool:
         Raises:
             UserError: greedy and sampled requests in one call, or a request that cannot be run; nothing is yielded
                 for the others after it.
-            EngineError: an engine died, or nothing ended for `rollout.stall_timeout_s` while something was due.
+            EngineError: no engine is left, and none comes back.
         """
-        self._refuse_closed()
         refuse_mixed(requests)
-        stall_timeout_s = self._specs[0].rollout.stall_timeout_s
-        results: asyncio.Queue[tuple[int, list[Completion] | BaseException]] = asyncio.Queue()
-        shares = split_over_engines(requests, len(self._handles))
-        due = [len(share) for share in shares]
-        tasks = [asyncio.create_task(self._stream(i, share, results)) for i, share in enumerate(shares) if share]
+        sampling = Sampling(requests, self._rollout)
+        self._samplings.append(sampling)
         try:
-            while sum(due):
-                try:
-                    index, batch = await asyncio.wait_for(results.get(), stall_timeout_s)
-                except TimeoutError:
-                    raise self._stalled(due, stall_timeout_s) from None
-                if isinstance(batch, BaseException):
-                    raise batch
-                due[index] -= len(batch)
-                for completion in batch:
+            while sampling.dispatch.remaining:
+                await self._tend()
+                sampling.share_out(self._slots)
+                for completion in await sampling.received(TICK_S):
                     yield completion
         finally:
-            for task in tasks:
-                task.cancel()
+            self._samplings.remove(sampling)
+            sampling.close()
 
     async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
         """The engines' raw log-probs of given completion tokens, per sample [T] nats.
 
         Raises:
             UserError: a prompt that is not what the processor makes of its image.
-            EngineError: an engine died.
+            EngineError: no engine is left, and none comes back.
         """
-        self._refuse_closed()
-        num_engines = len(self._handles)
-        shares = await asyncio.gather(
-            *(
-                _answer(spec, handle.score.remote(samples[index::num_engines]))
-                for index, (spec, handle) in enumerate(zip(self._specs, self._handles, strict=True))
-            )
-        )
-        scores: list[list[float]] = [[]] * len(samples)
-        for index, share in enumerate(shares):
-            scores[index::num_engines] = share
-        return scores
+        scores: dict[int, list[float]] = {}
+        while len(scores) < len(samples):
+            await self._until(lambda: bool(self._up))
+            left, slots = [index for index in range(len(samples)) if index not in scores], self._up
+            shares = [left[number :: len(slots)] for number in range(len(slots))]
+            asked = [(slot, share) for slot, share in zip(slots, shares, strict=True) if share]
+            answers = await self._all([slot for slot, _ in asked], "score", [[samples[i] for i in s] for _, s in asked])
+            for (_, share), answer in zip(asked, answers, strict=True):
+                if answer is not None:
+                    scores.update(zip(share, answer, strict=True))
+        return [scores[index] for index in range(len(samples))]
+
+    async def probe(self, sample: ScoreSample) -> list[list[float]]:
+        """As `score` of one sample, by every engine that serves: [E][T] nats."""
+        found: list[list[float]] = []
+        while not found:
+            await self._until(lambda: bool(self._up))
+            found = [answer[0] for answer in await self._all(self._up, "score", [[sample]]) if answer is not None]
+        return found
 
     async def sleep(self) -> None:
-        """Give shared GPUs to the learner; engines with GPUs of their own, or none, stay as they are."""
-        await self._all_that_sleep("sleep")
+        """Give shared GPUs to the learner; engines with GPUs of their own, or none, stay as they are.
+
+        Where GPUs are shared, an engine that is starting is waited for: it measures the memory it may take while nobody
+        else takes or frees any.
+        """
+        if not self._sleeps:
+            return
+        self._may_start = False
+        await self._until(lambda: all(slot.state not in (SlotState.STARTING, SlotState.LOADED) for slot in self._slots))
+        for slot in self._slots:
+            if slot.state == SlotState.PENDING:
+                slot.withdraw()
+        await self._all(self._up, "sleep")
 
     async def wake_up(self) -> None:
         """Take the weights back onto shared GPUs, to be updated; `set_policy_version` completes it."""
-        await self._all_that_sleep("wake_up")
+        self._may_start = True
+        if self._sleeps:
+            await self._all(self._up, "wake_up")
+
+    async def receivers(self) -> list[Any]:
+        """Handles of the engines that the weights must reach now: all that are up, sound and answer.
+
+        Waits where there is none. `set_policy_version` then concerns these alone.
+
+        Raises:
+            EngineError: no engine is left, and none comes back.
+        """
+        self._receiving = []
+        while not self._receiving:
+            await self._until(lambda: any(slot.is_there for slot in self._slots), admit=False)
+            slots = [slot for slot in self._slots if slot.is_there]
+            answers = await self._all(slots, "updating")
+            for slot, updating in zip(slots, answers, strict=True):
+                if updating is False:
+                    self._receiving.append(slot)
+                elif updating:
+                    slot.fail(
+                        slot.name, FaultKind.ENGINE_LOST, f"{slot.name} is left inside an unfinished weight update"
+                    )
+        return [slot.handle for slot in self._receiving]
+
+    async def lost_receivers(self) -> bool:
+        """Whether one of the engines that `receivers` named is gone since."""
+        await self._all([slot for slot in self._receiving if slot.is_there], "updating")
+        return not all(slot.is_there for slot in self._receiving)
 
     async def set_policy_version(self, version: int) -> None:
         """Call after a finished weight update: drops what was cached under the old weights and stamps completions."""
-        await self._all("set_policy_version", version)
+        slots = [
+            slot for slot in self._slots if slot.state == SlotState.UP or (slot.is_there and slot in self._receiving)
+        ]
+        self._version = version
+        for slot, answer in zip(slots, await self._all(slots, "set_policy_version", [version]), strict=True):
+            if answer is True:
+                slot.serve()
 
     async def close(self) -> None:
         """End all engines and their processes within a few seconds. Safe to call again."""
-        handles, self._handles = self._handles, []
-        await _end(handles, self._infos)
+        self._closed = True
+        slots, self._slots = self._slots, []
+        await asyncio.gather(*(slot.close() for slot in slots))
 
-    async def _all_that_sleep(self, method: str) -> None:
-        if all(spec.sleeps for spec in self._specs):
-            await self._all(method)
+    async def _until(self, done: Callable[[], bool], *, admit: bool = True) -> None:
+        """Tend the engines until something is true of them."""
+        while True:
+            await self._tend(admit=admit)
+            if done():
+                return
+            await asyncio.sleep(TICK_S)
 
-    async def _all(self, method: str, *arguments: Any) -> None:
-        calls = [getattr(handle, method).remote(*arguments) for handle in self._handles]
-        await asyncio.gather(*(_answer(spec, call) for spec, call in zip(self._specs, calls, strict=True)))
-
-    async def _stream(
-        self,
-        index: int,
-        share: list[RolloutRequest],
-        results: asyncio.Queue[tuple[int, list[Completion] | BaseException]],
-    ) -> None:
-        spec = self._specs[index]
-        stream = self._handles[index].generate.options(num_returns="streaming").remote(share)
-        try:
-            async for reference in stream:
-                results.put_nowait((index, await reference))
-        except RayError as error:
-            explained = _explain(spec, error)
-            explained.__cause__ = error
-            results.put_nowait((index, explained))
-
-    def _refuse_closed(self) -> None:
-        if not self._handles:
+    async def _tend(self, *, admit: bool = True) -> None:
+        """Notice what became of the engines, and let those that came up serve unless that is the caller's business."""
+        if self._closed:
             raise EngineError("the rollout pool is closed; start another")
+        for slot in self._slots:
+            slot.poll(may_start=self._may_start)
+        for slot in self._slots:
+            if admit and slot.state == SlotState.LOADED:
+                await self._admit(slot)
+        if all(slot.state == SlotState.GIVEN_UP for slot in self._slots):
+            causes = "; ".join(cause for slot in self._slots for cause in dict.fromkeys(slot.causes))
+            raise EngineError(f"no rollout engine is left, and each was started again without a completion: {causes}")
+        self._say_what_is_waited_for()
 
-    def _stalled(self, due: Sequence[int], stall_timeout_s: float) -> EngineError:
-        waiting = ", ".join(f"{spec.name} ({n} due)" for spec, n in zip(self._specs, due, strict=True) if n)
-        logs = ", ".join(spec.log_file for spec in self._specs if spec.log_file) or "the output above"
-        return EngineError(
-            f"no completion for rollout.stall_timeout_s={stall_timeout_s:g} s from {waiting}; see {logs}"
-        )
+    async def _admit(self, slot: EngineSlot) -> None:
+        """An engine joins: it gets the current weights before its first request."""
+        try:
+            if self.bring_weights is not None:
+                await self.bring_weights([slot.handle])
+            if self._version is not None:
+                await self._call(slot, "set_policy_version", self._version)
+        except WeightSyncError as error:
+            slot.fail(slot.name, FaultKind.ENGINE_LOST, f"{slot.name} did not get the weights: {error}")
+        except _LostError:
+            return
+        else:
+            slot.serve()
+            logger.info("%s joins", slot.name)
+
+    def _say_what_is_waited_for(self) -> None:
+        now = time.monotonic()
+        if self._up or now - self._said_s < SAY_S:
+            return
+        if self._said_s:
+            states = ", ".join(f"{slot.name} is {slot.state.value}" for slot in self._slots)
+            logger.warning("no rollout engine is up; waiting: %s", states)
+        self._said_s = now
+
+    async def _call(self, slot: EngineSlot, method: str, *arguments: Any) -> Any:
+        """One call of one engine.
+
+        Raises:
+            MRPOError: one of ours, as the engine raised it.
+            _LostError: the engine is lost, and that is dealt with.
+        """
+        timeout_s, name = self._rollout.stall_timeout_s, slot.name
+        try:
+            return await asyncio.wait_for(_answer(getattr(slot.handle, method).remote(*arguments)), timeout_s)
+        except TimeoutError:
+            kind = FaultKind.ENGINE_STUCK
+            cause = f"{name} did not answer {method} within rollout.stall_timeout_s={timeout_s:g} s; see {slot.log}"
+        except RayError as error:
+            explained = explain(slot.spec, error)
+            if not isinstance(explained, EngineError):
+                raise explained from error
+            kind, cause = FaultKind.ENGINE_LOST, str(explained)
+        slot.fail(name, kind, cause)
+        raise _LostError(cause)
+
+    async def _all(self, slots: Sequence[EngineSlot], method: str, *arguments: Sequence[Any]) -> list[Any]:
+        """The answers of several engines; None of one that is lost. Each argument is a list: for each, or for all."""
+        calls = []
+        for number, slot in enumerate(slots):
+            calls.append(self._call(slot, method, *(a[number] if len(a) == len(slots) else a[0] for a in arguments)))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, _LostError):
+                raise answer
+        return [None if isinstance(answer, _LostError) else answer for answer in answers]
 
 
-def _make_actor(spec: EngineSpec, seat: Seat | None) -> Any:
+def make_actor(spec: EngineSpec, seat: Seat | None, name: str) -> Any:
+    """An actor of this name with an engine in it."""
     on_gpu = spec.device == Device.GPU
     options: dict[str, Any] = {
+        "name": name,
         # On CPU the cores are shared by design (`rollout.cpu_cores`); claiming them could keep an actor waiting.
         "num_cpus": 1 if on_gpu else 0,
         "num_gpus": spec.rollout.tensor_parallel if on_gpu else 0,
+        "resources": dict(spec.rollout.resources) or None,
         "max_concurrency": MAX_CALLS_IN_FLIGHT,
     }
     if seat is not None:
         options["num_gpus"] = seat.num_gpus
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(seat.group, seat.bundle)
         spec = replace(spec, gpu_ids=seat.gpu_ids)
-    return ray.remote(RolloutWorker).options(**options).remote(spec)
+    return ray.remote(RolloutWorker).options(**options).remote(replace(spec, actor_name=name))
 
 
-async def _answer(spec: EngineSpec, reference: Any) -> Any:
-    """The actor's answer, or its error in our own words."""
-    try:
-        return await reference
-    except RayError as error:
-        raise _explain(spec, error) from error
-
-
-def _explain(spec: EngineSpec, error: RayError) -> MRPOError:
-    where = f"; see {spec.log_file}" if spec.log_file else ""
-    if isinstance(error, RayTaskError):
-        if isinstance(error.cause, MRPOError):
-            return error.cause
-        reason = " ".join(str(error.cause).split())
-        return EngineError(f"{spec.name} failed: {type(error.cause).__name__}: {reason}{where}")
-    died = "died" if isinstance(error, RayActorError) else "did not answer"
-    return EngineError(f"{spec.name} {died}: {str(error).splitlines()[0]}{where}")
-
-
-async def _end(handles: Sequence[Any], infos: Sequence[WorkerInfo]) -> None:
-    local = [info.pid for info in infos if info.host == host_id()]
-    # Listed before the actors go: afterwards nobody knows whose children they were.
-    children = [child for pid in local for child in _children(pid)]
-    with contextlib.suppress(TimeoutError):
-        closing: list[Coroutine[Any, Any, Any]] = [_quiet(handle.close.remote()) for handle in handles]
-        await asyncio.wait_for(asyncio.gather(*closing), CLOSE_TIMEOUT_S + 1)
-    for handle in handles:
-        ray.kill(handle)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-
-
-async def _quiet(reference: Any) -> None:
-    with contextlib.suppress(RayError, MRPOError):
-        await reference
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
-        return children
-    except psutil.NoSuchProcess:
-        return []
+async def _answer(reference: Any) -> Any:
+    return await reference

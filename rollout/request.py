@@ -25,17 +25,6 @@ def refuse_mixed(requests: Sequence[RolloutRequest]) -> None:
         )
 
 
-def split_over_engines(requests: Sequence[RolloutRequest], num_engines: int) -> list[list[RolloutRequest]]:
-    """One list per engine, about equally long; a prompt's samples stay together, so that its prefix is shared."""
-    groups: dict[str, list[RolloutRequest]] = {}
-    for request in requests:
-        groups.setdefault(request.prompt_id, []).append(request)
-    shares: list[list[RolloutRequest]] = [[] for _ in range(num_engines)]
-    for group in groups.values():
-        min(shares, key=len).extend(group)
-    return shares
-
-
 def build_completion(
     request: RolloutRequest,
     vocabulary: Vocabulary,

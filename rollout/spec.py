@@ -30,11 +30,12 @@ class EngineSpec:
     step_strategy: str
     cores: tuple[int, ...]  # the engine is bound to these; empty: not bound
     log_file: str | None  # output of the engine goes here; None: where the process's output goes
+    actor_name: str = ""  # of this life of the engine; the actor is given it
     gpu_ids: tuple[str, ...] = ()  # on this machine; empty: those that Ray shows the actor
 
 
 def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir: str | None) -> list[EngineSpec]:
-    """The rollout part of a run's configuration, one spec per engine.
+    """The rollout part of a run's configuration, one spec per engine that there may be.
 
     Args:
         config: of the run.
@@ -64,7 +65,7 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
             cores=cores,
             log_file=None if log_dir is None else os.path.join(log_dir, f"engine-{index}.log"),
         )
-        for index, cores in enumerate(cores_of_engines(rollout.cpu_cores, rollout.num_engines))
+        for index, cores in enumerate(cores_of_engines(rollout.cpu_cores, rollout.engines_at_most))
     ]
 
 

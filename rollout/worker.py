@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mrpo.host import host_id
+from mrpo.orphans import die_with_parent
+from mrpo.stacks import answer_stack_requests
 from mrpo.types import Completion, RolloutRequest, ScoreSample
 from rollout.engine_thread import EngineThread
 from rollout.spec import EngineSpec, engine_environment
@@ -27,15 +28,18 @@ class WorkerInfo:
     """Where a started engine runs."""
 
     name: str
-    host: str
+    node_id: str  # Ray's
     pid: int
-    start_s: float  # seconds the start took
+    processes: tuple[tuple[int, float], ...]  # pid and start (epoch seconds) of all that end with it, itself first
+    start_s: float  # seconds the start took so far
 
 
 class RolloutWorker:
     """One engine. Starting takes many seconds and happens in the background: await `ready`."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        die_with_parent()  # of Ray's node manager: nothing of an engine outlives its node
+        answer_stack_requests()
         self._spec = spec
         self._created_s = time.monotonic()
         os.environ.update(engine_environment(spec))
@@ -45,11 +49,28 @@ class RolloutWorker:
             os.sched_setaffinity(0, spec.cores)  # the engine's thread inherits it
         self._thread = EngineThread(partial(_build_engine, spec))
 
+    async def placed(self) -> WorkerInfo:
+        """Where this is; known while the engine still starts."""
+        import psutil
+        import ray
+
+        this = psutil.Process()
+        return WorkerInfo(
+            name=self._spec.actor_name or self._spec.name,
+            node_id=ray.get_runtime_context().get_node_id(),
+            pid=this.pid,
+            processes=tuple((item.pid, item.create_time()) for item in (this, *this.children(recursive=True))),
+            start_s=time.monotonic() - self._created_s,
+        )
+
     async def ready(self) -> WorkerInfo:
         """Wait for the engine to be up; raises what kept it from it."""
         await asyncio.wrap_future(self._thread.started)
-        seconds = time.monotonic() - self._created_s
-        return WorkerInfo(name=self._spec.name, host=host_id(), pid=os.getpid(), start_s=seconds)
+        return await self.placed()
+
+    async def watch(self) -> None:
+        """Never answers: who asked learns from Ray when this process is gone."""
+        await asyncio.Event().wait()
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncGenerator[list[Completion]]:
         """Stream completions as they end, those of one step together. Leaving the stream aborts the rest."""
@@ -80,9 +101,15 @@ class RolloutWorker:
         """See `Engine.wake_up`."""
         await self._call(lambda engine: engine.wake_up())
 
-    async def set_policy_version(self, version: int) -> None:
-        """See `Engine.set_policy_version`."""
+    async def set_policy_version(self, version: int) -> bool:
+        """See `Engine.set_policy_version`; True, once it is done."""
         await self._call(lambda engine: engine.set_policy_version(version))
+        return True
+
+    async def updating(self) -> bool:
+        """Whether the engine is inside a weight update; answered by the engine's thread, and so a sign of its life."""
+        inside: bool = await self._call(lambda engine: engine.updating)
+        return inside
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """See `Engine.init_weight_transfer_engine`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated
 
 from pydantic import Field
@@ -16,6 +17,9 @@ class RolloutConfig:
     """Sampling and the vLLM engines."""
 
     num_engines: PositiveInt = 1
+    min_engines: PositiveInt | None = None  # a run begins when so many are up; null: num_engines
+    max_engines: PositiveInt | None = None  # join when the cluster has room for them; null: num_engines
+    resources: dict[str, Positive] = field(default_factory=dict)  # of Ray, claimed by each engine: pins them to nodes
     prompts_per_step: PositiveInt = 8
     group_size: Annotated[int, Field(ge=2)] = 8
     temperature: Positive = 1.0
@@ -32,4 +36,14 @@ class RolloutConfig:
     cpu_cores: str | None = None  # cores the engine's threads are bound to, e.g. "0" or "0-3"; null: no binding
     max_staleness: NonNegativeInt = 0  # policy versions a completion may lag behind the learner; 0: strictly on-policy
     start_timeout_s: Positive = 300.0
-    stall_timeout_s: Positive = 120.0  # no completion for so long while some are due: the run stops
+    stall_timeout_s: Positive = 120.0  # no completion for so long while some are due: the engine is started again
+
+    @property
+    def engines_to_begin(self) -> int:
+        """Engines that a run needs to begin."""
+        return self.num_engines if self.min_engines is None else self.min_engines
+
+    @property
+    def engines_at_most(self) -> int:
+        """Engines that a run may ever have."""
+        return self.num_engines if self.max_engines is None else self.max_engines

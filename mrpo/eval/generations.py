@@ -18,7 +18,7 @@ from mrpo.data.rationales import image_key
 from mrpo.errors import ConfigError, DataError
 from mrpo.families import FAMILIES
 from mrpo.steps import segment
-from mrpo.types import Completion, Example, FinishReason, RolloutRequest, ScoreSample
+from mrpo.types import Completion, EngineDepth, Example, FinishReason, RolloutRequest, ScoreSample
 
 SETTING = "benchmark.generations"
 # What others call the fields, our own names first.
@@ -156,6 +156,22 @@ class GeneratedElsewhere:
     async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
         """Not to be had: there is no model."""
         raise NotImplementedError("outputs generated elsewhere have no log-probs")
+
+    async def probe(self, sample: ScoreSample) -> list[list[float]]:
+        """Not to be had either."""
+        return await self.score([sample])
+
+    async def receivers(self) -> list[Any]:
+        """Nobody needs weights."""
+        return []
+
+    async def lost_receivers(self) -> bool:
+        """Nobody can be lost."""
+        return False
+
+    def depths(self) -> list[EngineDepth]:
+        """There is no engine."""
+        return []
 
     async def sleep(self) -> None:
         """Nothing to put to sleep."""

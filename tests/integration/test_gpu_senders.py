@@ -6,7 +6,7 @@ The transports themselves run in tests/gpu.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -37,8 +37,8 @@ class Three(WeightSource):
 class Recorded(RayWeightSyncClient):
     """A client whose calls are answered by nobody."""
 
-    def _wait(self, references: list[Any]) -> None:
-        self.calls = references
+    def _ask(self, call: Callable[[int, Any], Any]) -> None:
+        self.calls = [call(number, handle) for number, handle in enumerate(self._handles)]
 
 
 class Method:

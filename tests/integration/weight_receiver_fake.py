@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import time
 import zlib
 from typing import Any
@@ -18,12 +19,13 @@ def receiver_class() -> type[Any]:
     class Receiver:
         """Has vLLM's four methods and keeps what they are given."""
 
-        def __init__(self, fail: bool = False, hang: bool = False) -> None:
+        def __init__(self, fail: bool = False, hang: bool = False, die: bool = False) -> None:
             self.calls: list[str] = []
             self.weights: dict[str, torch.Tensor] = {}
             self.paths: list[str] = []
             self.fail = fail
             self.hang = hang
+            self.die = die
 
         def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
             assert init_info == {"host": host_id()}
@@ -37,6 +39,8 @@ def receiver_class() -> type[Any]:
                 raise RuntimeError("engine on fire")
             if self.hang:
                 time.sleep(3600)
+            if self.die:
+                os._exit(1)
             with open(update_info["path"], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 data = bytearray(view[: update_info["num_bytes"]])
             assert zlib.crc32(data) == update_info["checksum"]

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mrpo.eval.record import EvalRecord
 from mrpo.manifest import write_manifest
@@ -30,6 +31,7 @@ from mrpo.types import (
     Completion,
     Example,
     FailureReason,
+    EngineDepth,
     FinishReason,
     JudgeFailure,
     Judgement,
@@ -143,6 +145,18 @@ class FakeRollout:
 
     async def sleep(self) -> None:
         assert not self.open_streams
+    async def probe(self, sample: ScoreSample) -> list[list[float]]:
+        return await self.score([sample])
+
+    async def receivers(self) -> list[FakeRollout]:
+        return [self]
+
+    async def lost_receivers(self) -> bool:
+        return False
+
+    def depths(self) -> list[EngineDepth]:
+        return []
+
         self.diary.append("engine sleeps")
 
     async def wake_up(self) -> None:
@@ -260,7 +274,7 @@ class FakeLearner:
             for sample in samples
         ]
 
-    async def publish(self) -> Mapping[str, float]:
+    async def publish(self, receivers: Sequence[Any]) -> Mapping[str, float]:
         self.diary.append("published")
         if self.weights not in self.lost_updates:
             self.engine.weights = self.weights

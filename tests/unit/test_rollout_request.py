@@ -6,7 +6,7 @@ import pytest
 
 from mrpo.errors import UserError
 from mrpo.types import Completion, FinishReason, RolloutRequest
-from rollout.request import build_completion, refuse_mixed, split_over_engines
+from rollout.request import build_completion, refuse_mixed
 from rollout.vocabulary import Vocabulary
 
 END = 0
@@ -65,14 +65,6 @@ def test_greedy_and_sampled_requests_do_not_share_a_call() -> None:
 def test_requests_of_one_kind_may_share_a_call(temperature: float) -> None:
     refuse_mixed([request(sample_index=i, temperature=temperature) for i in range(3)])
     refuse_mixed([])
-
-
-def test_a_prompts_samples_stay_on_one_engine_and_all_are_dealt_out() -> None:
-    requests = [request(prompt_id=f"p{i % 5}", sample_index=i // 5) for i in range(20)]
-    shares = split_over_engines(requests, 2)
-    assert sorted(r.key for share in shares for r in share) == sorted(r.key for r in requests)
-    assert not {r.prompt_id for r in shares[0]} & {r.prompt_id for r in shares[1]}
-    assert [len(share) for share in shares] == [12, 8]
 
 
 def test_steps_spans_and_answer_come_from_the_tokens() -> None:

@@ -1,0 +1,285 @@
+"""One engine's place in a pool, through all its lives: started, up, lost, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from mrpo.errors import EngineError, MRPOError
+from mrpo.faults import Fault, FaultKind, FaultLog
+from mrpo.ray_nodes import on_node, record_stacks
+from mrpo.stacks import ActorProcess
+from rollout.spec import EngineSpec
+from rollout.worker import CLOSE_TIMEOUT_S, WorkerInfo
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # of one engine, without a completion in between
+BACK_OFF_S = (0.0, 5.0, 30.0)  # before each of them
+GONE_TIMEOUT_S = 30.0  # of a killed process, until the kernel has taken it away with its memory
+
+MakeActor = Callable[[EngineSpec, str], Any]  # the engine's description and the actor's name → a handle
+
+
+class SlotState(StrEnum):
+    """Where an engine stands."""
+
+    PENDING = "pending"  # Ray has no room for its actor yet
+    STARTING = "starting"  # it loads
+    LOADED = "loaded"  # it is up, but without the policy's current weights
+    UP = "up"  # it serves
+    LOST = "lost"  # it is on its way to be started again
+    GIVEN_UP = "given up"
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """One actor. Its calls are Ray's references: nothing here belongs to an event loop."""
+
+    name: str
+    handle: Any
+    created_s: float  # time.monotonic()
+    placed: Any  # → WorkerInfo, once Ray has found room
+    ready: Any  # → WorkerInfo, once it is up
+    watch: Any  # never answered: fails when the actor ends
+
+
+class EngineSlot:
+    """Whoever owns it calls `poll` now and then; starting and dying happen in Ray meanwhile."""
+
+    def __init__(self, spec: EngineSpec, make: MakeActor, faults: FaultLog) -> None:
+        self.spec = spec
+        self.state = SlotState.LOST
+        self.last_sign_s = 0.0  # time.monotonic() of the last thing it was given or gave
+        self.causes: list[str] = []  # of the restarts since its last completion
+        self.start_error: MRPOError | None = None  # what the engine itself said against starting
+        self._make = make
+        self._faults = faults
+        self._fault: Fault | None = None
+        self._generation = 0
+        self._life: _Life | None = None
+        self._info: WorkerInfo | None = None
+        self._placed_s = 0.0
+        self._not_before_s = 0.0
+        self._burial: asyncio.Task[None] | None = None
+        self._to_bury: WorkerInfo | None = None
+
+    @property
+    def name(self) -> str:
+        """The actor's, or the last one's; no two lives share it."""
+        return self._life.name if self._life is not None else self.spec.name
+
+    @property
+    def handle(self) -> Any:
+        """The actor's."""
+        assert self._life is not None
+        return self._life.handle
+
+    @property
+    def info(self) -> WorkerInfo | None:
+        """Where it runs; None before it is placed."""
+        return self._info
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is up, with the current weights or without."""
+        return self.state in (SlotState.LOADED, SlotState.UP)
+
+    def start(self) -> None:
+        """Ask Ray for the actor."""
+        assert self.state == SlotState.LOST
+        name, handle = self._named()
+        self._life = _Life(
+            name=name,
+            handle=handle,
+            created_s=time.monotonic(),
+            placed=handle.placed.remote(),
+            ready=handle.ready.remote(),
+            watch=handle.watch.remote(),
+        )
+        self._info, self.state = None, SlotState.PENDING
+
+    def poll(self, *, may_start: bool = True) -> None:
+        """Find out what became of it, and go on from there.
+
+        Args:
+            may_start: whether this is a time to start an engine.
+        """
+        if self.state == SlotState.LOST:
+            self._poll_lost(may_start)
+        if self._life is None or self.state in (SlotState.LOST, SlotState.GIVEN_UP):
+            return
+        life = self._life
+        try:
+            if self.state == SlotState.PENDING and _is_done(life.placed):
+                self._info, self._placed_s = ray.get(life.placed), time.monotonic()
+                self.state = SlotState.STARTING
+            if self.state == SlotState.STARTING and _is_done(life.ready):
+                self._info = ray.get(life.ready)
+                logger.info("%s is up after %.1f s", life.name, self._info.start_s)
+                self.state = SlotState.LOADED
+            if _is_done(life.watch):
+                ray.get(life.watch)
+        except RayTaskError as error:
+            self.start_error = explain(self.spec, error)
+            self.lose(FaultKind.ENGINE_LOST, str(self.start_error))
+        except RayError as error:
+            self.lose(FaultKind.ENGINE_LOST, str(explain(self.spec, error)))
+        timeout_s = self.spec.rollout.start_timeout_s
+        if self.state == SlotState.STARTING and time.monotonic() - self._placed_s > timeout_s:
+            self.lose(FaultKind.ENGINE_STUCK, f"not up after rollout.start_timeout_s={timeout_s:g}; see {self.log}")
+
+    @property
+    def log(self) -> str:
+        """Where its output is."""
+        return self.spec.log_file or "the output above"
+
+    def serve(self) -> None:
+        """It is up, with the weights it should have."""
+        self.state = SlotState.UP
+        self.last_sign_s = time.monotonic()
+        if self._fault is not None:
+            self._faults.end(self._fault)
+            self._fault = None
+
+    def completed(self) -> None:
+        """Something came of it: the next time it is lost is the first again."""
+        self.last_sign_s = time.monotonic()
+        self.causes.clear()
+
+    def lose(self, kind: FaultKind, cause: str) -> None:
+        """Give this life up: its processes are ended and, unless that was the last one, another is begun."""
+        assert self._life is not None
+        logger.warning("%s", cause)
+        name, process, fault = self._life.name, self._info, self._fault
+        if fault is None:  # not one that was lost again on its way back
+            fault = self._fault = self._faults.begin(kind, name, cause)
+        self.causes.append(cause)
+        again = len(self.causes) <= MAX_RESTARTS
+        self.state = SlotState.LOST if again else SlotState.GIVEN_UP
+        self._not_before_s = time.monotonic() + BACK_OFF_S[min(len(self.causes), len(BACK_OFF_S)) - 1]
+        self._to_bury = process
+        stuck = fault if kind == FaultKind.ENGINE_STUCK else None
+        self._burial = asyncio.create_task(self._bury(self._life, process, stuck))
+        if not again:
+            logger.error("%s is given up after %d restarts without a completion", self.spec.name, MAX_RESTARTS)
+
+    def fail(self, name: str, kind: FaultKind, cause: str) -> None:
+        """Lose the life of this name, once: several calls may notice the same."""
+        if self.is_there and self.name == name:
+            self.lose(kind, cause)
+
+    def withdraw(self) -> None:
+        """Take back the wish for an actor that Ray has no room for yet."""
+        assert self._life is not None and self.state == SlotState.PENDING
+        ray.kill(self._life.handle)
+        self.state = SlotState.LOST
+
+    async def close(self) -> None:
+        """End the engine and its processes within a few seconds."""
+        life, state, self.state = self._life, self.state, SlotState.GIVEN_UP
+        if self._burial is not None and not self._burial.done():
+            await asyncio.wait([self._burial], timeout=CLOSE_TIMEOUT_S)
+        if life is None or state in (SlotState.LOST, SlotState.GIVEN_UP):
+            return
+        if state != SlotState.PENDING:
+            with contextlib.suppress(TimeoutError, RayError, MRPOError):
+                await asyncio.wait_for(_answer(life.handle.close.remote()), CLOSE_TIMEOUT_S + 1)
+        await self._bury(life, self._info, None)
+
+    def _poll_lost(self, may_start: bool) -> None:
+        if self._burial is not None and self._burial.cancelled():  # its event loop ended before it did
+            assert self._life is not None
+            self._burial = asyncio.create_task(self._bury(self._life, self._to_bury, None))
+        buried = self._burial is None or self._burial.done()
+        if may_start and buried and time.monotonic() >= self._not_before_s:
+            self._burial = None
+            self.start()
+
+    def _named(self) -> tuple[str, Any]:
+        """A new actor under a name that is free: Ray may keep a dead one's for a while."""
+        while True:
+            self._generation += 1
+            number = self._generation
+            name = self.spec.name if number == 1 else f"{self.spec.name}.{number}"
+            try:
+                return name, self._make(self.spec, name)
+            except ValueError as error:
+                if "already taken" not in str(error):
+                    raise
+
+    async def _bury(self, life: _Life, info: WorkerInfo | None, stuck: Fault | None) -> None:
+        """End what is left of a life. A GPU's memory is free only when its processes are truly gone."""
+        if info is not None and stuck is not None:
+            process = ActorProcess(name=life.name, node_id=info.node_id, pid=info.pid)
+            log_dir = Path(self.spec.log_file).parent if self.spec.log_file else None
+            stacks = await record_stacks([process], log_dir=log_dir, stage=f"{life.name} stuck")
+            stuck.detail += f"; {life.name} {stacks[life.name].summary}"
+            logger.warning("%s is stuck: %s", life.name, stacks[life.name].summary)
+        ray.kill(life.handle)
+        if info is None:
+            return
+        try:
+            left = await on_node(info.node_id, end_processes, info.processes)
+        except (RayError, TimeoutError) as error:
+            logger.info("%s: its node does not answer (%s), and is taken for lost", life.name, type(error).__name__)
+            return
+        if left:
+            logger.error("%s: processes %s did not end within %g s", life.name, left, GONE_TIMEOUT_S)
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference
+
+
+def _is_done(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
+
+
+def end_processes(processes: tuple[tuple[int, float], ...]) -> list[int]:
+    """Kill processes of this machine with all that descend from them, and wait until the kernel has let go of them.
+
+    Args:
+        processes: pid and start time (epoch seconds) of each, so that a number given anew is nobody's.
+
+    Returns:
+        Those that are still there.
+    """
+    found: list[psutil.Process] = []
+    for pid, created_s in processes:
+        try:
+            process = psutil.Process(pid)
+            if abs(process.create_time() - created_s) < 1.0:
+                found += [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    for process in found:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(found, timeout=GONE_TIMEOUT_S)
+    return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def explain(spec: EngineSpec, error: RayError) -> MRPOError:
+    """Ray's error in our own words; one of ours leaves the actor as itself."""
+    where = f"; see {spec.log_file}" if spec.log_file else ""
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, MRPOError):
+            return error.cause
+        reason = " ".join(str(error.cause).split())
+        return EngineError(f"{spec.name} failed: {type(error.cause).__name__}: {reason}{where}")
+    died = "died" if isinstance(error, RayActorError) else "did not answer"
+    return EngineError(f"{spec.name} {died}: {str(error).splitlines()[0]}{where}")
