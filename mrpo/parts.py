@@ -229,7 +229,10 @@ def _start_ray(config: Config, *, learner: bool, engines: bool) -> None:
             logging_level=logging.ERROR,
         )
     else:
+        from mrpo.cluster_check import check_cluster
+
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        check_cluster(config)
         check_gpus(config, int(ray.cluster_resources().get("GPU", 0)), learner=learner, engines=engines)
 
 
@@ -317,10 +320,10 @@ async def _start_rollout(
     stack: AsyncExitStack,
     log_dir: Path,
     seats: Sequence[Seat],
+    faults: FaultLog,
 ) -> VllmRolloutPool:
     from rollout.pool import VllmRolloutPool
     from rollout.spec import engine_specs
-    faults: FaultLog,
 
     with console.stage(f"{config.rollout.engines_to_begin} vLLM engine(s)"):
         specs = engine_specs(config, folder, model_type, log_dir=str(log_dir))
