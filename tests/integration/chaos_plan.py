@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 GAP = (3, 5)  # steps between two kills
-DELAY_S = 3.0  # at most, from the step on record to the kill: so that it falls into any stage of the next one
+DELAY_S = 1.5  # at most, from the step on record to the kill: about a step, so that it falls into any stage
 QUIET_STEPS = 2  # at the end
 
 
