@@ -23,7 +23,7 @@ from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import Checkpoint, RunStatus
 from mrpo.stop_signals import StopSignals
-from mrpo.tracking import Tracker, make_tracker
+from mrpo.tracking import Tracker, make_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,12 @@ async def record_run(
         tracker: Tracker | None = None
         code: int | None = None
         try:
-            tracker = make_tracker(
-                config.wandb, folder=run.path, experiment=config.experiment, config_tree=plain(config)
+            tracker = make_trackers(
+                config.wandb,
+                config.tensorboard,
+                folder=run.path,
+                experiment=config.experiment,
+                config_tree=plain(config),
             )
             code = await _until_stopped(run, tracker, console, signals, train, command=command)
         except MRPOError as error:

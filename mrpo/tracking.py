@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from mrpo.choices import WandbMode
-from mrpo.config import WandbConfig
+from mrpo.config import TensorBoardConfig, WandbConfig
 from mrpo.errors import ConfigError, ResourceError
+from mrpo.tensorboard import TensorBoardTracker
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,29 @@ class NoTracker:
         """Nothing to do."""
 
 
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        """Take them in the order in which they are told."""
+        self._trackers = trackers
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell all."""
+        for tracker in self._trackers:
+            tracker.step(step, metrics)
+
+    def evaluation(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell all."""
+        for tracker in self._trackers:
+            tracker.evaluation(name, step, metrics)
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Tell all."""
+        for tracker in self._trackers:
+            tracker.finish(failed=failed)
+
+
 class WandbTracker:
     """A Weights & Biases run. Our step travels as a metric and is the x-axis: wandb's own only ever grows, and would
     reject the steps that a resumed run does again."""
@@ -68,8 +92,30 @@ class WandbTracker:
         self._run.finish(exit_code=1 if failed else 0)
 
 
+def make_trackers(
+    wandb: WandbConfig,
+    tensorboard: TensorBoardConfig,
+    *,
+    folder: Path,
+    experiment: str,
+    config_tree: Mapping[str, Any],
+) -> Tracker:
+    """The trackers the configuration asks for, as one.
+
+    Args:
+        wandb, tensorboard: of the run.
+        folder, experiment, config_tree: as `make_tracker`.
+
+    Raises:
+        ConfigError: a package is not installed.
+        ResourceError: wandb cannot start.
+    """
+    files = [TensorBoardTracker(folder)] if tensorboard.enabled else []
+    return Trackers([make_tracker(wandb, folder=folder, experiment=experiment, config_tree=config_tree), *files])
+
+
 def make_tracker(config: WandbConfig, *, folder: Path, experiment: str, config_tree: Mapping[str, Any]) -> Tracker:
-    """The tracker the configuration asks for.
+    """Weights & Biases, as the configuration asks for it.
 
     Args:
         config: mode, project and entity. `online` needs the key in WANDB_API_KEY or an earlier `wandb login`.

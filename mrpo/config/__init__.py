@@ -32,6 +32,7 @@ from mrpo.config.learner import LearnerConfig, LoraConfig, SftConfig
 from mrpo.config.model import ErrorRatesConfig, ModelConfig, WarmStartConfig
 from mrpo.config.record import CheckpointConfig, WandbConfig
 from mrpo.config.rollout import RolloutConfig
+from mrpo.config.tensorboard import TensorBoardConfig
 from mrpo.config.watchdog import WatchdogConfig
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "SftConfig",
+    "TensorBoardConfig",
     "VllmJudgeConfig",
     "WandbConfig",
     "WarmStartConfig",
@@ -97,6 +99,7 @@ class Config:
     check: CheckConfig = CheckConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
+    tensorboard: TensorBoardConfig = TensorBoardConfig()
 
 
 def default_tree() -> dict[str, Any]:

@@ -16,6 +16,7 @@ class ClusterConfig:
     address: str | None = None  # Ray address; null starts a local Ray
     num_cpus: PositiveInt | None = None  # for the local Ray; null: the machine's
     dashboard: bool = False
+    metrics_port: PositiveInt | None = None  # of the local Ray's metrics endpoint; null: a free one
     num_nodes: PositiveInt = 1
     gpus_per_node: NonNegativeInt = 0
     gpu_memory_gib: Positive = 80.0  # of one GPU, for `make plan`

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mrpo.telemetry.table import Kind, Row, Stage, Table, Unit
 
 G, C, H = Kind.GAUGE, Kind.COUNTER, Kind.HISTOGRAM
+ENGINE = ("engine",)
 CALL_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 REQUEST_BUCKETS_S = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 
@@ -27,10 +28,11 @@ ROLLOUT = (
     Row("rollout/completions", Unit.COMPLETIONS, C, Stage.ROLLOUT, "sampled"),
     Row("rollout/staleness", Unit.VERSIONS, G, Stage.ROLLOUT, "updates since the weights that sampled, mean"),
     Row("rollout/staleness_max", Unit.VERSIONS, G, Stage.ROLLOUT, "the same, largest"),
-    Row("rollout/waiting", Unit.REQUESTS, G, Stage.ROLLOUT, "handed out and not yet begun", live=True),
-    Row("rollout/running", Unit.REQUESTS, G, Stage.ROLLOUT, "being sampled", live=True),
-    Row("rollout/waiting_max", Unit.REQUESTS, G, Stage.ROLLOUT, "largest of the step's samples of rollout/waiting"),
-    Row("rollout/running_max", Unit.REQUESTS, G, Stage.ROLLOUT, "largest of the step's samples of rollout/running"),
+    Row("rollout/engines", Unit.ENGINES, G, Stage.ROLLOUT, "by state", True, ("state",)),
+    Row("rollout/waiting", Unit.REQUESTS, G, Stage.ROLLOUT, "of an engine, beyond what it runs at once", True, ENGINE),
+    Row("rollout/running", Unit.REQUESTS, G, Stage.ROLLOUT, "of an engine, being sampled", True, ENGINE),
+    Row("rollout/waiting_max", Unit.REQUESTS, G, Stage.ROLLOUT, "of all engines, largest of the step's samples"),
+    Row("rollout/running_max", Unit.REQUESTS, G, Stage.ROLLOUT, "of all engines, largest of the step's samples"),
     Row("rollout/request_s", Unit.SECONDS, H, Stage.ROLLOUT, "one completion", buckets=REQUEST_BUCKETS_S),
     Row("completion/tokens", Unit.TOKENS, G, Stage.ROLLOUT, "of a completion, mean"),
     Row("completion/tokens_max", Unit.TOKENS, G, Stage.ROLLOUT, "of the longest completion"),
@@ -47,8 +49,8 @@ ROLLOUT = (
 JUDGE = (
     Row("judge/waiting", Unit.CALLS, G, Stage.JUDGE, "without a slot yet", live=True),
     Row("judge/in_flight", Unit.CALLS, G, Stage.JUDGE, "with a slot", live=True),
-    Row("judge/waiting_max", Unit.CALLS, G, Stage.JUDGE, "largest of the step's samples of judge/waiting"),
-    Row("judge/in_flight_max", Unit.CALLS, G, Stage.JUDGE, "largest of the step's samples of judge/in_flight"),
+    Row("judge/waiting_max", Unit.CALLS, G, Stage.JUDGE, "without a slot, largest of the step's samples"),
+    Row("judge/in_flight_max", Unit.CALLS, G, Stage.JUDGE, "with a slot, largest of the step's samples"),
     Row("judge/call_s", Unit.SECONDS, H, Stage.JUDGE, "one call, first request to ruling", buckets=CALL_BUCKETS_S),
     Row("judge/queue_s", Unit.SECONDS, G, Stage.JUDGE, "wait for a slot and the rate limit, mean"),
     Row("judge/latency_s", Unit.SECONDS, G, Stage.JUDGE, "first request to ruling, retries included, mean"),

@@ -6,9 +6,10 @@ braces: `faults/{kind}`; it becomes a label in Prometheus.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 PREFIX = "mrpo"
 EXPORTED = "ray_mrpo"  # as Ray's endpoint shows it
@@ -35,6 +36,7 @@ class Unit(StrEnum):
     TOKENS_PER_SECOND = "tokens_per_second"
     WORDS = "words"
     COMPLETIONS = "completions"
+    ENGINES = "engines"
     GROUPS = "groups"
     BATCHES = "batches"
     BUCKETS = "buckets"
@@ -114,6 +116,23 @@ class Row:
         """The name under which Ray's endpoint shows it; of a histogram, that of its buckets."""
         ending = {Kind.GAUGE: "", Kind.COUNTER: "_total", Kind.HISTOGRAM: "_bucket"}[self.kind]
         return f"ray_{self.prometheus}{ending}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A number that is known while a step is under way. Queues and stages → exporter."""
+
+    name: str  # of its row
+    value: float
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class Live(Protocol):
+    """Shows readings."""
+
+    def show(self, group: str, readings: Iterable[Reading]) -> None:
+        """Show these in place of what the group showed before."""
+        ...
 
 
 class Table:

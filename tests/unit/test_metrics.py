@@ -11,6 +11,7 @@ from mrpo.config import AlgorithmConfig, RewardConfig
 from mrpo.eval.intervals import mcnemar_p, mean_interval, wilson_interval
 from mrpo.eval.summary import compare, summarize
 from mrpo.metrics import (
+    MAX_POSITION,
     Max,
     Mean,
     Sum,
@@ -19,6 +20,7 @@ from mrpo.metrics import (
     merge,
     reduce,
     split_times,
+    step_distributions,
     step_metrics,
 )
 from mrpo.scoring import ScoredTrace, Trace, score_group_batch
@@ -104,6 +106,10 @@ def test_a_step_by_hand() -> None:
         "cascade/early_share_failing": 1 / 2,
         "cascade/failing_share": 2 / 3,
         "steps/valid_share": 8 / 12,
+        "steps/valid_share_at/1": 2 / 3,
+        "steps/valid_share_at/2": 3 / 3,
+        "steps/valid_share_at/3": 2 / 3,
+        "steps/valid_share_at/4": 1 / 3,
         "steps/count": 4.0,
         "steps/none_share": 0.0,
         "steps/token_coverage": 1.0,
@@ -268,3 +274,34 @@ def test_comparison_pairs_by_question() -> None:
     assert found is not None
     assert (found.num_paired, found.num_gained, found.num_lost) == (4, 2, 1)
     assert compare(before, after[-1:]) is None
+
+
+def test_the_last_position_holds_all_later_steps_too() -> None:
+    example = make_example(1)
+    traces = [
+        trace(example, 0, [True] * MAX_POSITION + [False] * 3, example.answer),
+        trace(example, 1, [False] * 2, "wrong"),
+    ]
+    metrics = numbers(traces)
+    assert metrics["steps/valid_share_at/1"] == 1 / 2
+    assert metrics["steps/valid_share_at/3"] == 1.0
+    assert metrics[f"steps/valid_share_at/{MAX_POSITION}"] == 1 / 4
+    assert f"steps/valid_share_at/{MAX_POSITION + 1}" not in metrics
+
+
+def test_staleness_is_the_distance_in_updates() -> None:
+    example = make_example(1)
+    traces = score([trace(example, number, [True] * 4, example.answer) for number in range(2)])
+    version = traces[0].trace.completion.policy_version
+    times = {"started_s": START_S, "sync_s": 0.5, "step_s": 8.0}
+    metrics = step_metrics(traces, STATS, threshold=0.6, policy_version=version + 3, **times)
+    assert metrics["rollout/staleness"] == metrics["rollout/staleness_max"] == 3.0
+
+
+def test_events_of_a_step_are_single_completions_and_calls() -> None:
+    judged, bare = make_example(1), make_example(2, rationale=None)
+    traces = [trace(judged, number, [True] * 4, judged.answer) for number in range(2)]
+    traces += [trace(bare, number, None, "wrong") for number in range(2)]
+    events = step_distributions(score(traces), threshold=0.6)
+    assert len(events["rollout/request_s"]) == 4
+    assert events["judge/call_s"] == [0.375, 0.375]
