@@ -14,32 +14,47 @@ SETS ?=
 LABELS ?=
 ADDRESS ?=
 JOB ?=
+WHEELHOUSE ?=
+PART_MIB ?= 1024
 TEMPLATE ?=
 ARGS ?=
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
+# Wheels of WHEELHOUSE lie here while they are installed; index addresses of environment and configuration do not count.
+WHEELS := $(VENV)/.wheels
+GATHERED = --device=$(DEVICE) --requirements requirements/$(DEVICE).txt requirements/tools.txt
+FROM_WHEELS = $(if $(WHEELHOUSE),--no-index --find-links=$(WHEELS))
+UV_OFFLINE = $(if $(WHEELHOUSE),--no-config --offline --cache-dir=$(WHEELS)/cache)
+CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else "python %d.%d found, 3.11 or 3.12 needed; set PYTHON=<path>" % v)'
+
 # Settings may also stand on make's own command line: `make train algorithm=grpo`. What make knows is left out.
 BLANK := $(subst ,, )
 GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where a value holds blanks
-OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT ADDRESS JOB LABELS TEMPLATE WORKERS)
+OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT ADDRESS JOB WHEELHOUSE PART_MIB LABELS TEMPLATE WORKERS)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
-.PHONY: help setup train submit plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
+.PHONY: help setup wheelhouse train submit plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(INSTALLED) ## install into .venv; the other commands do it when needed (DEVICE=cpu|gpu)
+setup: $(INSTALLED) ## install into .venv; the other commands do it when needed (DEVICE=cpu|gpu, WHEELHOUSE=<folder> without a network)
 
-$(INSTALLED): requirements/$(DEVICE).txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else "python %d.%d found, 3.11 or 3.12 needed; set PYTHON=<path>" % v)'
+$(INSTALLED): requirements/$(DEVICE).txt requirements/tools.txt pyproject.toml
+	@$(CHECK_PYTHON)
+	$(if $(WHEELHOUSE),$(PYTHON) -m mrpo.wheelhouse unpack '$(WHEELHOUSE)' $(GATHERED) --into $(WHEELS))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r $<
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip $(if $(WHEELHOUSE),--isolated) install --quiet $(FROM_WHEELS) -r requirements/tools.txt
+	$(BIN)/uv pip install $(UV_OFFLINE) --quiet --compile-bytecode --python $(BIN)/python --no-deps $(FROM_WHEELS) -r $<
+	$(BIN)/uv pip install $(UV_OFFLINE) --quiet --python $(BIN)/python --no-deps --no-build-isolation $(FROM_WHEELS) --editable .
+	@rm -rf $(WHEELS)
 	@touch $@
+
+wheelhouse: ## gather what setup downloads, for a host without a network; OUT=<folder> DEVICE=gpu PART_MIB=1024 (docs/cluster.md)
+	@$(CHECK_PYTHON)
+	@$(PYTHON) -m mrpo.wheelhouse gather '$(or $(OUT),wheelhouse/$(DEVICE))' $(GATHERED) --part-mib=$(PART_MIB)
 
 train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="learner.lr=1e-5 seed=1"
 	@$(BIN)/python -m mrpo.train $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
