@@ -21,6 +21,7 @@ from mrpo.choices import Device
 from mrpo.errors import EngineError, WeightSyncError
 from mrpo.faults import FaultKind, FaultLog
 from mrpo.placement import Seat
+from mrpo.stacks import ActorProcess
 from mrpo.types import Completion, EngineDepth, RolloutRequest, ScoreSample
 from rollout.engine_slot import EngineSlot, SlotState, explain
 from rollout.request import refuse_mixed
@@ -114,6 +115,11 @@ class VllmRolloutPool:
     @property
     def _up(self) -> list[EngineSlot]:
         return [slot for slot in self._slots if slot.state == SlotState.UP]
+
+    def processes(self) -> list[ActorProcess]:
+        """Where the engines that were placed run, for whoever asks for their stacks."""
+        found = [slot.info for slot in self._slots]
+        return [ActorProcess(name=info.name, node_id=info.node_id, pid=info.pid) for info in found if info is not None]
 
     def depths(self) -> list[EngineDepth]:
         """What each engine is doing now, as far as the driver knows; costs nothing."""
