@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from learner.distributed import threads_of_rank
+from learner.receivers import Receivers
 from learner.spec import LearnerSpec
 from mrpo.choices import WeightTransfer
+from mrpo.stacks import answer_stack_requests
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
+
+ANSWER_SHARE = 0.5  # of the time for a whole transfer, until an engine that does not answer is left behind
 
 
 class LearnerActor:
     """One rank. Heavy imports wait for `start`, when the environment is the rank's own."""
 
     def __init__(self, spec: LearnerSpec, rank: int) -> None:
+        answer_stack_requests()
         self._spec = spec
         self._rank_number = rank
         self._rank: Any = None
         self._sender: Any = None
+        self._met: tuple[str, ...] | None = None  # the engines that the sender knows
         self._supervision: Any = None
+        self._snapshot: Any = None  # `learner.snapshot.Contents` of rank 0, between `snapshot` and `write`
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this rank's host, where the group may meet."""
@@ -32,11 +39,11 @@ class LearnerActor:
 
         return ray.util.get_node_ip_address(), free_port()
 
-    def node(self) -> str:
-        """Ray's id of the machine this rank is on."""
+    def where(self) -> tuple[str, int]:
+        """Ray's id of the machine this rank is on, and its process id there."""
         import ray
 
-        return str(ray.get_runtime_context().get_node_id())
+        return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     def start(self, address: str, port: int, nodes: Sequence[str]) -> None:
         """Join the group and build the rank; returns when all ranks have.
@@ -63,21 +70,29 @@ class LearnerActor:
                 self._spec, rank=self._rank_number, world_size=world_size, device=device, num_threads=num_threads
             )
 
-    def connect(self, engines: Sequence[Any], kind: WeightTransfer, ranks_per_engine: int) -> None:
-        """Meet the engines that will receive weights."""
+    def _meet(self, receivers: Receivers) -> None:
+        """Make a sender for a set of engines; the former's group, where it had one, held others."""
         from learner.weight_sync import RayWeightSyncClient, make_sender
 
-        client, lora = RayWeightSyncClient(engines, ranks_per_engine=ranks_per_engine), self._spec.lora
+        if self._sender is not None:
+            self._sender.close()
+        learner, lora = self._spec.learner, self._spec.lora
+        client = RayWeightSyncClient(
+            receivers.engines,
+            ranks_per_engine=receivers.ranks_per_engine,
+            answer_timeout_s=learner.publish_timeout_s * ANSWER_SHARE,
+            together=receivers.transfer == WeightTransfer.NCCL and not lora.sends_adapter,
+        )
         if lora.sends_adapter:
             from learner.adapter_sender import AdapterSender
 
             self._sender = AdapterSender(client, self._rank)
         else:
             self._sender = make_sender(
-                kind,
+                receivers.transfer,
                 client,
                 self._rank.source,
-                bucket_mib=self._spec.learner.bucket_mib,
+                bucket_mib=learner.bucket_mib,
                 is_sender=self._rank_number == 0,
             )
         self._sender.connect()
@@ -119,11 +134,18 @@ class LearnerActor:
             self._supervision = Supervision(self._rank)
         return self._supervision
 
-    def publish(self) -> Any:
+    def publish(self, receivers: Receivers) -> Any:
         """Send the weights; see `learner.weight_sync`."""
-        assert self._sender is not None, "connect() comes before publish()"
         with self._leaving_gpu_memory():
-            return self._sender.send()
+            if receivers.ids != self._met:
+                self._met = None  # until the new ones are met
+                self._meet(receivers)
+                self._met = receivers.ids
+            try:
+                return self._sender.send()
+            except BaseException:
+                self._met = None  # whatever engines have of a transfer that broke, the next one begins afresh
+                raise
 
     def save(self, folder: str) -> None:
         """See `learner.checkpoint.save`."""
@@ -131,6 +153,20 @@ class LearnerActor:
 
         with self._leaving_gpu_memory():
             save(self._rank, Path(folder))
+
+    def snapshot(self) -> None:
+        """See `learner.checkpoint.snapshot`; rank 0 keeps it until `write`."""
+        from learner.checkpoint import snapshot
+
+        with self._leaving_gpu_memory():
+            self._snapshot = snapshot(self._rank)
+
+    def write(self, folder: str) -> None:
+        """See `learner.checkpoint.write`; of rank 0, in a thread of its own beside whatever else the rank does."""
+        from learner.checkpoint import write
+
+        contents, self._snapshot = self._snapshot, None
+        write(contents, Path(folder))
 
     def load(self, folder: str) -> None:
         """See `learner.checkpoint.load`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from learner.distributed import free_port
 from learner.weight_source import WeightMeta, WeightSource
 from learner.weight_sync import RayWeightSyncClient, SyncStats
-from mrpo.errors import MRPOError
+from mrpo.errors import MRPOError, WeightSyncError
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,10 @@ class NcclSender(_GpuSender):
         }
         with ThreadPoolExecutor(max_workers=1) as engines:
             joined = engines.submit(self._client.init_weight_transfer_engine, {**info, "rank_offset": 1})
-            self._group = NCCLWeightTransferEngine.trainer_init(info)
+            try:
+                self._group = NCCLWeightTransferEngine.trainer_init(info)
+            except RuntimeError as error:  # of torch's store or NCCL, after their own timeouts
+                raise WeightSyncError(f"the engines did not join the NCCL group of the weights: {error}") from error
             joined.result()
 
     def send(self) -> SyncStats:
@@ -79,8 +82,10 @@ class NcclSender(_GpuSender):
         )
 
     def close(self) -> None:
-        """Leave the group."""
-        self._group = None
+        """Leave the group. Also from another thread, in the middle of a broadcast, which then ends."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.destroy()  # without it, the communicator keeps its buffers on the GPU
 
     def _broadcast(self, metadata: Sequence[WeightMeta], weights: Iterator[tuple[str, Tensor]]) -> None:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerSendWeightsArgs, NCCLWeightTransferEngine
@@ -96,21 +101,25 @@ class NcclSender(_GpuSender):
         with ThreadPoolExecutor(max_workers=1) as engines:
             # Engines take part in the broadcast while they answer this call.
             received = engines.submit(self._client.update_weights, info)
-            received.add_done_callback(_log_failure)
+            received.add_done_callback(self._end_if_failed)
             arguments = NCCLTrainerSendWeightsArgs(
                 group=self._group, packed=True, packed_buffer_size_bytes=self._bucket_bytes
             )
-            NCCLWeightTransferEngine.trainer_send_weights(weights, arguments)
-            torch.cuda.synchronize()
+            try:
+                NCCLWeightTransferEngine.trainer_send_weights(weights, arguments)
+                torch.cuda.synchronize()
+            except RuntimeError as error:  # of NCCL, whose group was taken from under it
+                received.result()
+                raise WeightSyncError(f"the broadcast of the weights failed: {error}") from error
             received.result()
         self._client.finish_weight_update()
 
-
-def _log_failure(received: Future[None]) -> None:
-    """Say at once why: without an engine the broadcast may never end, and the group's timeout knows no cause."""
-    error = received.exception()
-    if error is not None:
-        log.error("the weight update fails: %s", error)
+    def _end_if_failed(self, received: Future[None]) -> None:
+        """Say why at once, and end the group: without an engine the broadcast would never end."""
+        error = received.exception()
+        if error is not None:
+            log.error("the weight update fails: %s", error)
+            self.close()
 
 
 class IpcSender(_GpuSender):

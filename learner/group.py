@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from learner.actor import LearnerActor
 from learner.distributed import environment
+from learner.ranks import Deadline, Ranks
+from learner.receivers import Receivers
 from learner.spec import LearnerSpec
 from mrpo.choices import Device, WeightTransfer
-from mrpo.errors import MRPOError, ResourceError, WeightSyncError
+from mrpo.errors import ResourceError
 from mrpo.placement import Seat
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
@@ -27,12 +29,22 @@ CLOSE_TIMEOUT_S = 4.0  # a rank in the middle of a long call is killed: Ctrl-C e
 class DeepSpeedLearner:
     """`mrpo.protocols.Learner` over DeepSpeed ranks: `start`, `connect`, then the rest, and `close` at the end."""
 
-    def __init__(self, spec: LearnerSpec, seats: Sequence[Seat] = ()) -> None:
-        """A group that is given no seats finds a place of its own, as a whole."""
+    def __init__(self, spec: LearnerSpec, seats: Sequence[Seat] = (), *, log_dir: str | None = None) -> None:
+        """A group that is given no seats finds a place of its own, as a whole.
+
+        Args:
+            spec: of every rank.
+            seats: of the ranks.
+            log_dir: existing folder for the stacks of ranks that are stuck; None: they are only quoted.
+        """
         self._spec = spec
         self._seats = list(seats)
+        self._log_dir = log_dir
         self._placement: PlacementGroup | None = None
-        self._ranks: list[Any] = []
+        self._ranks = Ranks(log_dir)
+        self._transfer = WeightTransfer.SHM
+        self._ranks_per_engine = 1
+        self.publish_timeout_s = spec.learner.publish_timeout_s
 
     async def start(self) -> None:
         """Place the group as a whole, start its ranks and load the model.
@@ -40,6 +52,7 @@ class DeepSpeedLearner:
         Raises:
             ResourceError: the cluster has no room for the group, or it did not start in time.
             ConfigError: the model or a setting is not supported.
+            LearnerLostError: a rank died.
         """
         num_ranks, timeout_s = self._spec.learner.num_ranks, self._spec.learner.start_timeout_s
         resources = {"CPU": 1.0} if self._spec.device == Device.CPU else {"CPU": 1.0, "GPU": 1.0}
@@ -48,12 +61,13 @@ class DeepSpeedLearner:
         try:
             async with asyncio.timeout(timeout_s):
                 seats = self._seats or await self._own_seats()
-                self._ranks = [self._actor(rank, seat, resources) for rank, seat in enumerate(seats)]
-                nodes = await self._all("node")
-                address, port = await self._ranks[0].rendezvous.remote()
+                for seat in seats:
+                    self._ranks.add(self._spec, self._options(seat, resources))
+                nodes = await self._ranks.locate()
+                address, port = (await self._all("rendezvous"))[0]
                 await self._all("start", address, port, nodes)
         except TimeoutError:
-            placed = bool(self._ranks)
+            placed = bool(self._ranks.handles)
             await self.close()
             raise ResourceError(
                 f"the learner did not start within learner.start_timeout_s={timeout_s:.0f} s: "
@@ -75,32 +89,39 @@ class DeepSpeedLearner:
         ranks = range(self._spec.learner.num_ranks)
         return [Seat(group=self._placement, bundle=rank, num_gpus=num_gpus) for rank in ranks]
 
-    def _actor(self, rank: int, seat: Seat, resources: Mapping[str, float]) -> Any:
-        return (
-            ray.remote(LearnerActor)
-            .options(
-                name=None,
-                num_cpus=resources["CPU"],
-                num_gpus=seat.num_gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(seat.group, seat.bundle),
-                runtime_env={"env_vars": environment(self._spec.device)},
-            )
-            .remote(self._spec, rank)
-        )
+    async def restart(self) -> None:
+        """End what is left of the group and start it anew, with the weights the run began with; `load` comes next.
 
-    async def connect(self, engines: Sequence[Any], *, transfer: WeightTransfer, ranks_per_engine: int = 1) -> None:
-        """Meet the engines that will receive weights.
+        How weights travel stays as `connect` said; engines are met with the next `publish`. Raises as `start`.
+        """
+        await self.close()
+        self._ranks = Ranks(self._log_dir)
+        await self.start()
+
+    def begin_with(self, model_folder: str) -> None:
+        """Say which weights a restart begins with, where they are not those loaded at first (after a warm start)."""
+        self._spec = replace(self._spec, model_folder=model_folder)
+
+    def _options(self, seat: Seat, resources: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "num_cpus": resources["CPU"],
+            "num_gpus": seat.num_gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(seat.group, seat.bundle),
+            "runtime_env": {"env_vars": environment(self._spec.device)},
+        }
+
+    def connect(self, *, transfer: WeightTransfer, ranks_per_engine: int = 1) -> None:
+        """Say how weights travel; which engines they reach is said with each `publish`.
 
         Args:
-            engines: Ray actor handles with vLLM's four weight-transfer methods, each taking a plain dict.
-            transfer: how weights travel.
+            transfer: the way.
             ranks_per_engine: processes of one engine (tensor parallel).
         """
-        await self._all("connect", list(engines), transfer, ranks_per_engine)
+        self._transfer, self._ranks_per_engine = transfer, ranks_per_engine
 
     async def step(self, samples: Sequence[TrainSample], *, progress: float) -> LearnStats:
         """One optimizer step; see `learner.step.train_step`."""
-        stats: LearnStats = (await self._all("step", _shared(samples), progress))[0]
+        stats: LearnStats = (await self._all("step", _shared(samples), progress, deadline=self._learn_deadline))[0]
         return stats
 
     async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
@@ -108,7 +129,7 @@ class DeepSpeedLearner:
         if not samples:
             return []
         merged: dict[int, list[float]] = {}
-        for part in await self._all("score", _shared(samples)):
+        for part in await self._all("score", _shared(samples), deadline=self._score_deadline):
             merged |= part
         return [merged[index] for index in range(len(samples))]
 
@@ -116,7 +137,9 @@ class DeepSpeedLearner:
         self, examples: Sequence[SftSample], *, num_steps: int, batch_size: int, lr: float, seed: int
     ) -> list[float]:
         """Supervised start of a toy; returns the loss of every step. See `learner.sft.Supervision.warm_start`."""
-        stats = await self._all("warm_start", _shared(examples), num_steps, batch_size, lr, seed)
+        stats = await self._all(
+            "warm_start", _shared(examples), num_steps, batch_size, lr, seed, deadline=self._learn_deadline
+        )
         losses: list[float] = stats[0].losses
         return losses
 
@@ -124,75 +147,84 @@ class DeepSpeedLearner:
         self, examples: Sequence[SftSample], *, num_steps: int, lr: float, warmup_share: float
     ) -> LearnStats:
         """One step on demonstrations; see `learner.sft.Supervision.step`."""
-        stats: LearnStats = (await self._all("sft_step", _shared(examples), num_steps, lr, warmup_share))[0]
+        stats: LearnStats = (
+            await self._all("sft_step", _shared(examples), num_steps, lr, warmup_share, deadline=self._learn_deadline)
+        )[0]
         return stats
 
     async def sft_loss(self, examples: Sequence[SftSample]) -> tuple[float, int]:
         """Summed loss of demonstrations in nats, and their target tokens; see `learner.sft.Supervision.loss`."""
-        total: tuple[float, int] = (await self._all("sft_loss", _shared(examples)))[0]
+        total: tuple[float, int] = (await self._all("sft_loss", _shared(examples), deadline=self._score_deadline))[0]
         return total
 
-    async def publish(self) -> Mapping[str, float]:
-        """Send the current weights to all engines.
+    async def publish(self, receivers: Sequence[Any]) -> Mapping[str, float]:
+        """Send the current weights to these engines; one that dies on the way is left behind.
+
+        Args:
+            receivers: Ray actor handles with vLLM's four weight-transfer methods, each taking a plain dict. Where they
+                are not those of the call before, the ranks meet them first.
 
         Raises:
-            WeightSyncError: an engine refused them, or they did not arrive in time; the ranks are stopped then.
+            WeightSyncError: an engine refused them, or none is left.
+            LearnerLostError: they did not arrive in time; the ranks are stopped then.
         """
-        timeout_s = self._spec.learner.publish_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                stats = (await self._all("publish"))[0]
-        except TimeoutError:
-            # An engine that fails in the middle of a broadcast leaves rank 0 waiting for it on the GPU.
-            self._kill_ranks()
-            raise WeightSyncError(
-                f"weights were not with all engines within learner.publish_timeout_s={timeout_s:g} s, and the learner "
-                "was stopped: most likely an engine failed in the middle of the transfer, which its log says "
-                "(logs/engine-N.log in the run folder); where the network is slow, raise it. Then resume=<this run>"
-            ) from None
+        to = Receivers(engines=tuple(receivers), transfer=self._transfer, ranks_per_engine=self._ranks_per_engine)
+        # An engine that fails in the middle of a broadcast leaves rank 0 waiting for it on the GPU.
+        deadline = Deadline("learner.publish_timeout_s", self.publish_timeout_s)
+        stats = (await self._all("publish", to, deadline=deadline))[0]
         return {"bytes": float(stats.num_bytes), "buckets": float(stats.num_buckets), "seconds": stats.seconds}
 
     async def save(self, folder: str) -> None:
         """Write everything needed to resume, and `hf/`, into an existing folder on rank 0's host."""
-        await self._all("save", folder)
+        await self._all("save", folder, deadline=self._save_deadline)
+
+    async def snapshot(self) -> None:
+        """Copy what `save` would write to the main memory of rank 0's host."""
+        await self._all("snapshot", deadline=self._save_deadline)
+
+    async def write(self, folder: str) -> None:
+        """Write the newest snapshot as `save` does; rank 0 trains on meanwhile.
+
+        Raises:
+            ResourceError: the disk is full, cannot be written, or takes longer than `watchdog.save_s`.
+            LearnerLostError: rank 0 died.
+        """
+        await self._ranks.call_writer("write", folder, deadline=self._save_deadline)
 
     async def load(self, folder: str) -> None:
         """Restore what `save` wrote; every rank reads the folder."""
-        await self._all("load", folder)
+        await self._all("load", folder, deadline=self._load_deadline)
 
     async def close(self) -> None:
         """Stop the ranks and free their place; safe to call at any time."""
-        leaving = [rank.close.remote() for rank in self._ranks]
+        leaving = [rank.close.remote() for rank in self._ranks.handles]
         if leaving:
             # A rank that is stuck or dead must not keep the others: what is left is killed.
             await asyncio.wait([asyncio.ensure_future(_settled(call)) for call in leaving], timeout=CLOSE_TIMEOUT_S)
-        self._kill_ranks()
+        await self._ranks.kill()
         if self._placement is not None:
             remove_placement_group(self._placement)
             self._placement = None
 
-    def _kill_ranks(self) -> None:
-        for rank in self._ranks:
-            ray.kill(rank)
-        self._ranks = []
+    async def _all(self, method: str, *arguments: Any, deadline: Deadline | None = None) -> list[Any]:
+        """See `Ranks.call`."""
+        return await self._ranks.call(method, *arguments, deadline=deadline)
 
-    async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        """Call every rank and wait for all; an error of our own leaves the actor boundary as itself.
+    @property
+    def _learn_deadline(self) -> Deadline:
+        return Deadline("watchdog.learn_s", self._spec.watchdog.learn_s)
 
-        Raises:
-            MRPOError: what a rank raised, or that a rank died; there are no ranks (any more).
-        """
-        if not self._ranks:
-            raise MRPOError(f"the learner's ranks are not running, and cannot {method}")
-        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
-        try:
-            return list(await asyncio.gather(*calls))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, MRPOError):
-                raise error.cause from error
-            raise
-        except ray.exceptions.RayActorError as error:
-            raise MRPOError(f"a learner rank died during {method}: {error}") from error
+    @property
+    def _score_deadline(self) -> Deadline:
+        return Deadline("watchdog.score_s", self._spec.watchdog.score_s)
+
+    @property
+    def _save_deadline(self) -> Deadline:
+        return Deadline("watchdog.save_s", self._spec.watchdog.save_s)
+
+    @property
+    def _load_deadline(self) -> Deadline:
+        return Deadline("watchdog.load_s", self._spec.watchdog.load_s)
 
 
 async def _settled(call: Any) -> None:

@@ -7,6 +7,7 @@ with it, because gathering is a collective.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,17 +35,30 @@ class RayWeightSyncClient:
     """Calls the method of the same name on every engine actor and waits for all of them.
 
     An engine that dies, or does not answer, is left behind: the update goes on with the others, and whoever owns the
-    engines finds it out for himself.
+    engines finds it out for himself. Where they receive together, in one collective, the first to fail ends it for all.
     """
 
     def __init__(
-        self, handles: Sequence[Any], *, ranks_per_engine: int = 1, answer_timeout_s: float | None = None
+        self,
+        handles: Sequence[Any],
+        *,
+        ranks_per_engine: int = 1,
+        answer_timeout_s: float | None = None,
+        together: bool = False,
     ) -> None:
-        """Args: what `Receivers` holds, and how long an engine has for one answer (None: for ever)."""
+        """A client of these engines.
+
+        Args:
+            handles: of their actors.
+            ranks_per_engine: processes of one.
+            answer_timeout_s: that an engine has for one answer; None: for ever.
+            together: whether none of them can receive without all the others.
+        """
         self._handles = list(handles)
         self._left_behind: set[int] = set()  # indices, in the update under way
         self._ranks_per_engine = ranks_per_engine
         self._answer_timeout_s = answer_timeout_s
+        self._together = together
 
     @property
     def num_ranks(self) -> int:
@@ -90,22 +104,27 @@ class RayWeightSyncClient:
         import ray
 
         calls = {n: call(n, handle) for n, handle in enumerate(self._handles) if n not in self._left_behind}
-        references = list(calls.values())
-        done, _ = ray.wait(references, num_returns=len(references), timeout=self._answer_timeout_s)
+        waiting = {reference: number for number, reference in calls.items()}
+        deadline_s = None if self._answer_timeout_s is None else time.monotonic() + self._answer_timeout_s
         reason = ""
-        for number, reference in calls.items():
-            if reference not in done:
-                reason = f"no answer within {self._answer_timeout_s:g} s"
-            else:
+        while waiting:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            done, late = ray.wait(list(waiting), timeout=left_s)
+            for reference in done or late:
+                number = waiting.pop(reference)
                 try:
-                    ray.get(reference)
-                    continue
+                    if done:
+                        ray.get(reference)
+                        continue
+                    reason = f"no answer within {self._answer_timeout_s:g} s"
                 except ray.exceptions.RayTaskError as error:
                     raise WeightSyncError(f"an engine failed during the weight update: {error}") from error
                 except ray.exceptions.RayError as error:
                     reason = str(error)
-            log.warning("receiver %d of %d is left behind: %s", number, len(self._handles), reason)
-            self._left_behind.add(number)
+                if self._together:
+                    raise WeightSyncError(f"an engine was lost during the weight update: {reason}")
+                log.warning("receiver %d of %d is left behind: %s", number, len(self._handles), reason)
+                self._left_behind.add(number)
         if len(self._left_behind) == len(self._handles):
             raise WeightSyncError(f"no engine is left to receive weights: {reason}")
 
@@ -123,7 +142,7 @@ class WeightSender(Protocol):
     """One way to send; every rank holds one and calls it in lockstep."""
 
     def connect(self) -> None:
-        """Meet the engines; once."""
+        """Meet the engines; once. Another set of them is another sender's, after this one is closed."""
         ...
 
     def send(self) -> SyncStats:

@@ -27,7 +27,7 @@ from mrpo.faults import FaultLog
 from mrpo.judge_parts import start_judge
 from mrpo.judge_spending import SpendingLedger
 from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
-from mrpo.placement import Seat, Seats, placement_of
+from mrpo.placement import Seat, Seats, placement_of, to_begin
 from mrpo.preflight import check_gpus
 from mrpo.protocols import AnswerScorer, MeteredJudge
 from mrpo.rewards.bertscore import BertScoreEncoder, check_encoder
@@ -117,9 +117,7 @@ async def running_parts(
                 _start_learner(config, folder, toy, dataset, console, stack, seats.ranks, shared_with)
             )
         parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result(), answers=answers)
-        parts.learner.connect(
-            transfer=config.cluster.weight_transfer, ranks_per_engine=config.rollout.tensor_parallel
-        )
+        parts.learner.connect(transfer=config.cluster.weight_transfer, ranks_per_engine=config.rollout.tensor_parallel)
         parts.rollout.bring_weights = parts.learner.publish
         yield parts
 
@@ -309,7 +307,10 @@ async def reserve_seats(config: Config, stack: AsyncExitStack, *, learner: bool 
         return Seats()
     from mrpo.ray_placement import reserved
 
-    return await stack.enter_async_context(reserved(placement_of(config, learner=learner, engines=engines)))
+    # Engines pinned by resources of the cluster's own find their place themselves, as those do that join later.
+    seated = engines and not config.rollout.resources
+    layout = placement_of(to_begin(config), learner=learner, engines=seated, judge=engines)
+    return await stack.enter_async_context(reserved(layout)) if layout.bundles else Seats()
 
 
 async def _start_rollout(

@@ -141,6 +141,11 @@ def placement_of(config: Config, *, learner: bool = True, engines: bool = True, 
     return replace(layout, bundles=_on_nodes(config, layout.bundles))
 
 
+def to_begin(config: Config) -> Config:
+    """The configuration with as many engines as a run needs to begin; the others join when the cluster has room."""
+    return replace(config, rollout=replace(config.rollout, num_engines=config.rollout.engines_to_begin))
+
+
 def num_judge_servers(config: Config) -> int:
     """Servers that a run starts for its judge, each on GPUs of its own where there are any."""
     return config.judge.vllm.num_servers if config.judge.kind == JudgeKind.VLLM else 0

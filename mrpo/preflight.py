@@ -7,7 +7,7 @@ import psutil
 from mrpo.choices import Device
 from mrpo.config import Config
 from mrpo.errors import ResourceError
-from mrpo.placement import placement_of, sum_of_gpus
+from mrpo.placement import placement_of, sum_of_gpus, to_begin
 
 GIB = 2**30
 
@@ -54,7 +54,7 @@ def check_gpus(
     Raises:
         ResourceError: there are fewer.
     """
-    layout = placement_of(config, learner=learner, engines=engines, judge=judge)
+    layout = placement_of(to_begin(config), learner=learner, engines=engines, judge=judge)
     if num_gpus < layout.num_gpus:
         parts = sum_of_gpus(config, layout)
         raise ResourceError(

@@ -139,6 +139,7 @@ def check_contradictions(config: Config) -> None:
         )
     if cluster.device == Device.GPU and cluster.weight_transfer == WeightTransfer.SHM:
         raise ConfigError("cluster.weight_transfer=shm is for CPU engines; with cluster.device=gpu use nccl or ipc")
+    _check_engines(config)
     _check_placement(config)
     if rollout.max_new_tokens >= rollout.max_model_len:
         raise ConfigError(
@@ -223,6 +224,22 @@ def _check_rewards(config: Config) -> None:
         raise ConfigError(
             f"reward.answer_weight=0, reward.step_count_weight=0 and reward.process_weight={reward.process_weight:g} "
             f"with judge.kind={judge} leave no reward to learn from; set a weight, e.g. reward.answer_weight=1"
+        )
+
+
+def _check_engines(config: Config) -> None:
+    """Refuse numbers of engines that contradict each other, and engines that come and go where each has its seat."""
+    rollout = config.rollout
+    if not rollout.engines_to_begin <= rollout.num_engines <= rollout.engines_at_most:
+        raise ConfigError(
+            f"rollout.min_engines={rollout.engines_to_begin}, num_engines={rollout.num_engines} and max_engines="
+            f"{rollout.engines_at_most} must not fall; set min_engines <= num_engines <= max_engines"
+        )
+    is_elastic = rollout.engines_to_begin < rollout.engines_at_most or rollout.resources
+    if config.cluster.placement == Placement.COLOCATED and is_elastic:
+        raise ConfigError(
+            "rollout.min_engines, max_engines and resources let engines come and go, but cluster.placement=colocated "
+            "gives each the GPUs of its learner ranks; leave them out, or set cluster.placement=split"
         )
 
 

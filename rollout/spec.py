@@ -82,7 +82,7 @@ def cores_of_engines(cpu_cores: str | None, num_engines: int) -> list[tuple[int,
         parts *= num_engines
     if len(parts) != num_engines:
         raise ConfigError(
-            f"rollout.cpu_cores={cpu_cores!r} has {len(parts)} parts for rollout.num_engines={num_engines}; "
+            f"rollout.cpu_cores={cpu_cores!r} has {len(parts)} parts for {num_engines} engines; "
             "give one list of cores for all, or one for each engine separated by '|'"
         )
     try:

@@ -7,8 +7,9 @@ import pytest
 from mrpo.choices import Device, Placement, WeightTransfer
 from mrpo.compose import choices, compose_config
 from mrpo.config import Config
-from mrpo.errors import ConfigError
-from mrpo.placement import placement_of
+from mrpo.errors import ConfigError, ResourceError
+from mrpo.placement import placement_of, to_begin
+from mrpo.preflight import check_gpus
 
 RECIPE = ["experiment=internvl3", "data.root=/data", "judge.url=http://localhost:1/v1", "judge.model=judge"]
 # engines, ranks, GPUs taken, shared
@@ -77,6 +78,12 @@ def test_eight_to_sixty_four_gpus_can_be_said(num_nodes: int) -> None:
         ),
         (["cluster=4x_gpu", "learner.num_ranks=4"], ["1 engines × 1 + 4 learner ranks = 5 GPUs", "=1 × ", "=4 = 4"]),
         (["cluster=8x_gpu", "rollout.tensor_parallel=3"], ["=3 does not divide cluster.gpus_per_node=8"]),
+        (["rollout.num_engines=2", "rollout.max_engines=1"], ["min_engines=2, num_engines=2 and max_engines=1 must"]),
+        (["rollout.num_engines=2", "rollout.min_engines=3"], ["min_engines=3, num_engines=2 and max_engines=2 must"]),
+        (
+            ["cluster=4x_gpu_colocated", "rollout.resources={A100: 0.1}"],
+            ["gives each the GPUs of its learner ranks", "cluster.placement=split"],
+        ),
         (["cluster=8x_gpu", "cluster.num_nodes=2"], ["cluster.num_nodes=2", "cluster.address=auto"]),
         (
             ["cluster=2x8_gpu", "rollout.num_engines=3", "rollout.tensor_parallel=4", "learner.num_ranks=5"],
@@ -90,6 +97,15 @@ def test_what_cannot_sit_there_is_refused_with_the_sum(overrides: list[str], wor
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_a_run_begins_on_the_gpus_of_as_many_engines_as_it_needs() -> None:
+    """A cluster of 8 with 5 GPUs left is enough for 4 ranks and 1 of the 4 engines."""
+    config = composed("cluster=8x_gpu", "rollout.min_engines=1")
+    assert (placement_of(config).num_gpus, placement_of(to_begin(config)).num_gpus) == (8, 5)
+    check_gpus(config, 5)
+    with pytest.raises(ResourceError, match=r"needs 5 GPUs \(1 engines × 1 \+ 4 learner ranks\) and the cluster has 4"):
+        check_gpus(config, 4)
 
 
 def test_an_engine_lies_on_one_node_and_the_learner_on_as_few_as_can_be() -> None:

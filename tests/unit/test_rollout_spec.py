@@ -26,6 +26,12 @@ def test_every_engine_gets_its_own_name_and_log() -> None:
     assert pickle.loads(pickle.dumps(specs)) == specs
 
 
+def test_there_is_a_spec_for_every_engine_that_may_join() -> None:
+    specs = engine_specs(config(num_engines=2, min_engines=1, max_engines=3), "/model", "qwen2_5_vl", log_dir=None)
+    assert [spec.name for spec in specs] == ["engine-0", "engine-1", "engine-2"]
+    assert (specs[0].rollout.engines_to_begin, specs[0].rollout.engines_at_most) == (1, 3)
+
+
 def test_one_list_of_cores_serves_all_engines() -> None:
     assert cores_of_engines("0-1", 2) == [(0, 1), (0, 1)]
     assert cores_of_engines(None, 2) == [(), ()]
