@@ -224,10 +224,11 @@ def _older_vllm(folder: Path) -> Path:
 
 
 def _no_mrpo(folder: Path) -> Path:
-    package = folder / "absent" / "mrpo"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'mrpo'\")\n")
-    return package.parent
+    """Read by every Python of the node as it starts."""
+    path = folder / "absent"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text('import sys\n\nsys.modules["mrpo"] = None\n')
+    return path
 
 
 def training(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mrpo.run_reading import read_metrics
 from tests.locations import REPOSITORY
 
 # What a wait may change: times, and what is counted of calls and faults.
-DISTURBED = ("time/", "judge/", "faults/", "rollout/tokens_per_s", "sync/")
+DISTURBED = ("time/", "judge/", "faults/", "rollout/", "sync/", "memory/")
 ROW_TIMES = ("_s", "_attempts")
 PATIENCE_S = 420.0
 
