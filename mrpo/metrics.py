@@ -336,7 +336,7 @@ def time_metrics(rows: Sequence[TraceRow], times: StepTimes) -> dict[str, Metric
 
 def staleness_metrics(rows: Sequence[TraceRow], policy_version: int) -> dict[str, Metric]:
     """Updates between the weights that sampled and those that are updated; 0 where training is on-policy."""
-    ages = [policy_version - row.policy_version for row in rows]
+    ages = [float(policy_version - row.policy_version) for row in rows]
     return {"rollout/staleness": Mean.of(ages), "rollout/staleness_max": Max.of(ages)}
 
 

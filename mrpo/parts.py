@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Of one process, for `ray timeline`; Ray keeps the newest 1,000, which a run of 140 steps fills.
+TIMELINE_SPANS = 100_000
 OBJECT_STORE_BYTES = 256 * 2**20  # completions and advantages are small; weights travel outside Ray
 STRAY_GRACE_S = 3.0
 ENCODER_RETRIES = 2  # calls that a restarted encoder is asked again
@@ -223,6 +225,8 @@ def _start_ray(config: Config, *, learner: bool, engines: bool) -> None:
             num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, layout.num_cpus),
             include_dashboard=config.cluster.dashboard,
             object_store_memory=OBJECT_STORE_BYTES,
+            _metrics_export_port=config.cluster.metrics_port,
+            _system_config={"task_events_max_num_profile_events_per_task": TIMELINE_SPANS},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

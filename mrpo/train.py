@@ -37,6 +37,9 @@ from mrpo.sampling_order import epochs_note
 from mrpo.sft.parts import policy_processor
 from mrpo.sft.settings import require_reinforcement
 from mrpo.stop_signals import StopSignals
+from mrpo.telemetry.live import Telemetry, running_telemetry
+from mrpo.telemetry.queues import queue_readings
+from mrpo.telemetry.table import Reading
 from mrpo.tracking import Tracker
 
 
@@ -126,26 +129,31 @@ class _Run:
         log_dir.mkdir(exist_ok=True)
         checkpoint = rewind_to_checkpoint(run, self.config, self.console)
         faults = FaultLog(run.path / FAULTS_FILE)
-        async with running_parts(
-            self.config,
-            self.dataset,
-            self.console,
-            model_folder=self.model_folder,
-            similarity=self.similarity,
-            judge_ledger=judge_ledger(run, self.config.judge),
-            log_dir=log_dir,
-            after_ray=self.signals.catch,
-            on_judge_event=partial(run.event, level=logging.WARNING),
-            faults=faults,
-        ) as parts:
+        async with (
+            running_parts(
+                self.config,
+                self.dataset,
+                self.console,
+                model_folder=self.model_folder,
+                similarity=self.similarity,
+                judge_ledger=judge_ledger(run, self.config.judge),
+                log_dir=log_dir,
+                after_ray=self.signals.catch,
+                on_judge_event=partial(run.event, level=logging.WARNING),
+                faults=faults,
+            ) as parts,
+            running_telemetry(self.config, run.path.name, partial(_queues, parts)) as telemetry,
+        ):
             if checkpoint is not None:
                 await parts.learner.load(str(checkpoint.path))
             step = checkpoint.step if checkpoint else 0
-            controller = self._controller(run, tracker, parts, faults, step=step)
+            controller = self._controller(run, tracker, parts, faults, telemetry, step=step)
             self.signals.training = True
             await controller.run()
 
-    def _controller(self, run: RunFolder, tracker: Tracker, parts: Parts, faults: FaultLog, *, step: int) -> Controller:
+    def _controller(
+        self, run: RunFolder, tracker: Tracker, parts: Parts, faults: FaultLog, telemetry: Telemetry, *, step: int
+    ) -> Controller:
         config = self.config
         return Controller(
             config=config,
@@ -156,15 +164,23 @@ class _Run:
                 judge=parts.judge,
                 answers=parts.answers,
                 answer_kind=config.reward.answer.kind,
+                span=telemetry.span,
             ),
             learner=parts.learner,
             recorder=run,
-            watchers=[self.console, tracker],
+            watchers=[self.console, tracker, telemetry.watcher],
             stop=self.signals.stop,
             step=step,
             judge_metrics=parts.judge.take_metrics if parts.judge is not None else dict,
             faults=faults,
+            span=telemetry.span,
+            queue_metrics=telemetry.queue_metrics,
+            observe=telemetry.watcher.observe,
         )
+
+
+def _queues(parts: Parts) -> list[Reading]:
+    return queue_readings(parts.rollout.depths(), parts.judge.depths() if parts.judge is not None else None)
 
 
 if __name__ == "__main__":
