@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,13 @@ class LearnerActor:
 
     def publish(self, receivers: Receivers) -> Any:
         """Send the weights; see `learner.weight_sync`."""
+        from learner.agreement import together
+
         with self._leaving_gpu_memory():
             if receivers.ids != self._met:
                 self._met = None  # until the new ones are met
-                self._meet(receivers)
+                # A rank that went on to send would gather weights with nobody.
+                together(self._spec.learner.num_ranks, partial(self._meet, receivers))
                 self._met = receivers.ids
             try:
                 return self._sender.send()

@@ -15,10 +15,11 @@ from ray.exceptions import ActorAlreadyExistsError, RayError, RayTaskError
 
 from learner.actor import LearnerActor
 from learner.spec import LearnerSpec
-from mrpo.errors import LearnerLostError, LearnerStuckError, MRPOError
+from mrpo.errors import LearnerLostError, LearnerStuckError, MRPOError, ResourceError
 from mrpo.ray_nodes import kill_process, record_stacks
 from mrpo.stacks import ActorProcess, waits_in_collective
 
+WRITERS = "writers"  # Ray's concurrency group of calls that run beside all others
 NOTICE_S = 30.0  # from a broken connection until Ray tells of a node that went without a word
 # How gloo and NCCL say that a peer is not there any more.
 COMMUNICATION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -52,7 +53,11 @@ class Ranks:
         for generation in itertools.count(1):
             name = f"learner-{rank}" if generation == 1 else f"learner-{rank}.{generation}"
             with contextlib.suppress(ActorAlreadyExistsError):  # Ray frees the names of the dead late
-                self.handles.append(ray.remote(LearnerActor).options(name=name, **options).remote(spec, rank))
+                self.handles.append(
+                    ray.remote(concurrency_groups={WRITERS: 1})(LearnerActor)
+                    .options(name=name, **options)
+                    .remote(spec, rank)
+                )
                 self._names.append(name)
                 return
 
@@ -100,6 +105,32 @@ class Ranks:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
+
+    async def call_writer(self, method: str, *arguments: Any, deadline: Deadline) -> None:
+        """Call rank 0 in its thread for disks, while other calls go on; the ranks stay whatever comes of it.
+
+        Raises:
+            ResourceError: over the deadline: a disk hangs.
+            LearnerLostError: rank 0 died; who calls all ranks next ends the others.
+            MRPOError: what rank 0 raised; there are no ranks (any more).
+        """
+        if not self.handles:
+            raise LearnerLostError(f"the learner's ranks are not running, and cannot {method}")
+        reference = getattr(self.handles[0], method).options(concurrency_group=WRITERS).remote(*arguments)
+        try:
+            async with asyncio.timeout(deadline.seconds):
+                await reference
+        except RayTaskError as error:
+            if isinstance(error.cause, MRPOError):
+                raise error.cause from error
+            raise
+        except RayError as error:
+            raise LearnerLostError(f"learner-0 died during {method}: {_first_line(error)}", "learner-0") from error
+        except TimeoutError:
+            raise ResourceError(
+                f"learner-0 did not {method} within {deadline.setting}={deadline.seconds:g} s: the disk hangs or is "
+                "slow; mend it, or raise the setting"
+            ) from None
 
     async def kill(self) -> None:
         """At once, whatever they are doing."""

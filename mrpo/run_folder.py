@@ -151,17 +151,43 @@ class RunFolder:
         write_rows(path, [row_of_trace(trace, threshold=threshold) for trace in traces])
         return path
 
+    def write_nonfinite(self, step: int, traces: Sequence[ScoredTrace]) -> Path:
+        """Write `nonfinite/step_NNNNN.parquet`, the completions of a step that the learner refused.
+
+        They stay where the run is rewound: what was done again may be finite.
+        """
+        path = self.path / "nonfinite" / f"step_{step:05d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        threshold = float(self.config["algorithm"]["threshold"])
+        write_rows(path, [row_of_trace(trace, threshold=threshold) for trace in traces])
+        return path
+
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path:
         """Write `eval/<name>.parquet`, and its numbers beside it; `name` is `before`, `after` or `step_N`."""
         assert name in ("before", "after") or STEP_NAME.fullmatch(name), f"evaluation name {name!r}"
         path = self.path / "eval" / f"{name}.parquet"
-        write_rows(path, [row_of_evaluation(record) for record in records])
+        # The numbers first: an evaluation that `has_evaluation` knows has both.
         write_text(path.with_suffix(".json"), json.dumps(evaluation_metrics(records), indent=2) + "\n")
+        write_rows(path, [row_of_evaluation(record) for record in records])
         return path
 
     def has_evaluation(self, name: str) -> bool:
         """Whether an evaluation of this name is on record."""
         return (self.path / "eval" / f"{name}.parquet").is_file()
+
+    def evaluation_metrics(self, name: str) -> dict[str, float]:
+        """The numbers of an evaluation on record.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        path = self.path / "eval" / f"{name}.json"
+        try:
+            return {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is damaged: {error}; remove {path.with_suffix('.parquet')}, it is made again"
+            ) from None
 
     @property
     def best(self) -> BestStep | None:

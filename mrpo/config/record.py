@@ -14,6 +14,9 @@ class CheckpointConfig:
 
     every_steps: NonNegativeInt = 50  # 0: only at the end
     keep_last: PositiveInt = 2
+    # Copied to the main memory of rank 0's node, then written while training goes on; false: training waits for the
+    # disk, and next to no memory is needed (docs/resume.md has the sums).
+    asynchronous: bool = True
     # With eval.every_steps: the checkpoint that is best at this is kept as well. It is chosen on the questions of
     # data.test_file, so name a validation file there where the test questions are to stay unseen.
     best: BestMetric = BestMetric.ACCURACY

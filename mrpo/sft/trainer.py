@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from mrpo.checkpoints import CheckpointLearner, CheckpointRecorder, Checkpoints
 from mrpo.config import Config
 from mrpo.controller import StopRequested, save_after
 from mrpo.errors import MRPOError, NonFiniteError
+from mrpo.faults import FaultLog
 from mrpo.sft.heldout import HeldOutLoss, read_heldout, write_heldout
 from mrpo.sft.order import Order
 from mrpo.types import LearnStats, SftSample
@@ -24,7 +25,7 @@ from mrpo.types import LearnStats, SftSample
 HELD_OUT_CHUNK = 64  # demonstrations of one call, between two of which a stop is heard
 
 
-class SupervisedLearner(Protocol):
+class SupervisedLearner(CheckpointLearner, Protocol):
     """Owns the weights being trained."""
 
     async def sft_step(
@@ -37,19 +38,13 @@ class SupervisedLearner(Protocol):
         """Summed negative log-prob of the target tokens in nats, and how many tokens they are."""
         ...
 
-    async def save(self, folder: str) -> None:
-        """Write everything needed to resume, and `hf/`, into an existing folder."""
-        ...
 
-
-class Recorder(Protocol):
+class Recorder(CheckpointRecorder, Protocol):
     """Where a run leaves its record (the run folder)."""
 
     path: Path
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def checkpoint(self, step: int, *, keep_last: int | None = None) -> AbstractContextManager[Path]: ...
 
 
 class Watcher(Protocol):
@@ -72,7 +67,17 @@ class SupervisedTrainer:
     on_held_out: Callable[[HeldOutLoss], None]
     stop: asyncio.Event
     step: int = 0  # optimizer steps done
-    _saved_step: int | None = None
+    faults: FaultLog = field(default_factory=lambda: FaultLog(None))
+    checkpoints: Checkpoints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(
+            learner=self.learner,
+            recorder=self.recorder,
+            config=self.config.checkpoint,
+            faults=self.faults,
+            step=self.step or None,  # it began from there
+        )
 
     async def run(self) -> None:
         """Train to the end and save. Whatever ends it early, the steps done are in a checkpoint.
@@ -84,11 +89,14 @@ class SupervisedTrainer:
         """
         try:
             await self._run()
-        except NonFiniteError:
+        except NonFiniteError as error:
+            await save_after(error, self.checkpoints.settle)
             raise  # the learner refused the update; what it holds is the last checkpoint's business
         except MRPOError as error:
-            await save_after(error, self._save)
+            await save_after(error, self._finish_saving)
             raise
+        finally:
+            await self.checkpoints.abandon()  # one is left only where the run was broken off
 
     async def _run(self) -> None:
         every = self.config.checkpoint.every_steps
@@ -97,9 +105,9 @@ class SupervisedTrainer:
             self._refuse_when_stopped()
             await self._train_step()
             if every and self.step % every == 0 and self.step < self.order.num_steps:
-                await self._save()
+                await self.checkpoints.save(self.step)
             await self._measure()
-        await self._save()
+        await self._finish_saving()
 
     async def _train_step(self) -> None:
         started, sft = time.perf_counter(), self.config.sft
@@ -118,6 +126,7 @@ class SupervisedTrainer:
             "time/learn_s": stats.seconds,
             "time/step_s": time.perf_counter() - started,
         }
+        metrics |= self.faults.take_metrics() | self.checkpoints.take_metrics()
         self.recorder.log_metrics(self.step, metrics)
         for watcher in self.watchers:
             watcher.step(self.step, metrics)
@@ -142,10 +151,6 @@ class SupervisedTrainer:
         if self.stop.is_set():
             raise StopRequested(f"stopped by the user after {self.step} of {self.order.num_steps} steps")
 
-    async def _save(self) -> None:
-        """Write a checkpoint of the steps done, unless there is one."""
-        if self._saved_step == self.step:
-            return
-        with self.recorder.checkpoint(self.step, keep_last=self.config.checkpoint.keep_last) as folder:
-            await self.learner.save(str(folder))
-        self._saved_step = self.step
+    async def _finish_saving(self) -> None:
+        """A checkpoint of the steps done, on disk."""
+        await self.checkpoints.finish(self.step)

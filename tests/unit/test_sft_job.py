@@ -246,6 +246,7 @@ class FakeLearner:
 
     def __init__(self, num_done: int = 0) -> None:
         self.num_done = num_done
+        self.copied = num_done
         self.shown: list[list[str]] = []
         self.measured: list[int] = []
 
@@ -266,6 +267,13 @@ class FakeLearner:
 
     async def save(self, folder: str) -> None:
         (Path(folder) / "done").write_text(str(self.num_done))
+
+    async def snapshot(self) -> None:
+        self.copied = self.num_done
+
+    async def write(self, folder: str) -> None:
+        await asyncio.sleep(0)
+        (Path(folder) / "done").write_text(str(self.copied))
 
 
 class Watching:
