@@ -275,7 +275,8 @@ class Controller:
 
     async def _compare(self, probe: ScoreSample) -> ParityResult:
         """The learner's log-probs with those of every engine."""
-        (ours,), theirs = await asyncio.gather(self.learner.score([probe]), self.collector.rollout.probe(probe))
+        engines = self.collector.rollout.probe(probe, bound=self.config.parity.probe_max_diff)
+        (ours,), theirs = await asyncio.gather(self.learner.score([probe]), engines)
         return compare_logprobs([probe] * len(theirs), [ours] * len(theirs), theirs)
 
     async def evaluate_slice(self) -> None:

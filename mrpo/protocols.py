@@ -31,8 +31,11 @@ class RolloutPool(Protocol):
         """The engine's raw log-probs of given completion tokens, per sample [T] nats (prompt log-probs)."""
         ...
 
-    async def probe(self, sample: ScoreSample) -> list[list[float]]:
-        """As `score` of one sample, by every engine that serves: [E][T] nats."""
+    async def probe(self, sample: ScoreSample, *, bound: float) -> list[list[float]]:
+        """As `score` of one sample, by every engine that serves: [E][T] nats.
+
+        An engine that joins under the same weights must agree within `bound` (nats a token, on average) to serve.
+        """
         ...
 
     async def sleep(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError
 
 from mrpo.errors import EngineError, MRPOError
 from mrpo.faults import Fault, FaultKind, FaultLog
@@ -215,9 +215,8 @@ class EngineSlot:
             name = self.spec.name if number == 1 else f"{self.spec.name}.{number}"
             try:
                 return name, self._make(self.spec, name)
-            except ValueError as error:
-                if "already taken" not in str(error):
-                    raise
+            except ActorAlreadyExistsError:
+                continue
 
     async def _bury(self, life: _Life, info: WorkerInfo | None, stuck: Fault | None) -> None:
         """End what is left of a life. A GPU's memory is free only when its processes are truly gone."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,8 +18,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mrpo.choices import Device
-from mrpo.errors import EngineError, WeightSyncError
+from mrpo.errors import EngineError, ParityError, WeightSyncError
 from mrpo.faults import FaultKind, FaultLog
+from mrpo.parity import compare_logprobs, require_parity
 from mrpo.placement import Seat
 from mrpo.stacks import ActorProcess
 from mrpo.types import Completion, EngineDepth, RolloutRequest, ScoreSample
@@ -40,6 +41,20 @@ class _LostError(Exception):
     """The engine that was asked is lost, and on its way to be replaced."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """What an engine that joins must agree with."""
+
+    sample: ScoreSample
+    logprobs: list[float]  # [T] nats, of an engine with the current weights
+    bound: float
+
+    def require(self, found: list[float]) -> None:
+        """Raises `ParityError` where an engine's log-probs are of other weights."""
+        result = compare_logprobs([self.sample], [self.logprobs], [found])
+        require_parity(result, bound=self.bound, setting="parity.probe_max_diff")
+
+
 class VllmRolloutPool:
     """Make one with `start`. Shares requests out to engines and merges their streams."""
 
@@ -50,6 +65,7 @@ class VllmRolloutPool:
         self._rollout = slots[0].spec.rollout
         self._sleeps = all(slot.spec.sleeps for slot in slots)
         self._version: int | None = None  # of the policy, once there was one
+        self._probe: _Probe | None = None  # under this version
         self._receiving: list[EngineSlot] = []  # engines that the publish under way reaches
         self._samplings: list[Sampling] = []  # calls of `generate` under way
         self._may_start = True
@@ -177,12 +193,18 @@ class VllmRolloutPool:
                     scores.update(zip(share, answer, strict=True))
         return [scores[index] for index in range(len(samples))]
 
-    async def probe(self, sample: ScoreSample) -> list[list[float]]:
-        """As `score` of one sample, by every engine that serves: [E][T] nats."""
+    async def probe(self, sample: ScoreSample, *, bound: float) -> list[list[float]]:
+        """As `score` of one sample, by every engine that serves: [E][T] nats.
+
+        Args:
+            sample: scored again by engines that join before the next `set_policy_version`.
+            bound: by how much these may differ, nats a token on average, or they are started again.
+        """
         found: list[list[float]] = []
         while not found:
             await self._until(lambda: bool(self._up))
             found = [answer[0] for answer in await self._all(self._up, "score", [[sample]]) if answer is not None]
+        self._probe = _Probe(sample, found[0], bound)
         return found
 
     async def sleep(self) -> None:
@@ -238,7 +260,7 @@ class VllmRolloutPool:
         slots = [
             slot for slot in self._slots if slot.state == SlotState.UP or (slot.is_there and slot in self._receiving)
         ]
-        self._version = version
+        self._version, self._probe = version, None
         for slot, answer in zip(slots, await self._all(slots, "set_policy_version", [version]), strict=True):
             if answer is True:
                 slot.serve()
@@ -278,8 +300,11 @@ class VllmRolloutPool:
                 await self.bring_weights([slot.handle])
             if self._version is not None:
                 await self._call(slot, "set_policy_version", self._version)
-        except WeightSyncError as error:
-            slot.fail(slot.name, FaultKind.ENGINE_LOST, f"{slot.name} did not get the weights: {error}")
+            if self._probe is not None:
+                (found,) = await self._call(slot, "score", [self._probe.sample])
+                self._probe.require(found)
+        except (WeightSyncError, ParityError) as error:
+            slot.fail(slot.name, FaultKind.ENGINE_LOST, f"{slot.name} has not got the weights: {error}")
         except _LostError:
             return
         else:

@@ -10,6 +10,8 @@ from mrpo.config import Config, RolloutConfig
 from mrpo.errors import ConfigError
 from mrpo.families import family_of
 
+DIES_WITH_PARENT = "MRPO_DIES_WITH_PARENT"  # in the environment of an engine's processes; read by `rollout.plugin`
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
@@ -109,6 +111,7 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
     environment = {
         # Checkpoints are local folders; nothing may wait for a network that a hospital does not have.
         "HF_HUB_OFFLINE": "1",
+        DIES_WITH_PARENT: "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "TOKENIZERS_PARALLELISM": "false",

@@ -157,7 +157,7 @@ class GeneratedElsewhere:
         """Not to be had: there is no model."""
         raise NotImplementedError("outputs generated elsewhere have no log-probs")
 
-    async def probe(self, sample: ScoreSample) -> list[list[float]]:
+    async def probe(self, sample: ScoreSample, *, bound: float) -> list[list[float]]:
         """Not to be had either."""
         return await self.score([sample])
 

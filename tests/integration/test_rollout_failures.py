@@ -104,7 +104,7 @@ class Worker:
         yield [completion(request, self._version) for request in requests[1:]]
 
     async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
-        if self._fault == "dies":
+        if self._fault == "dies scoring":
             os._exit(1)
         return [[float(self._version)] for _ in samples]
 
@@ -116,7 +116,8 @@ class Worker:
         return self._fault == "is half updated"
 
     async def set_policy_version(self, version: int) -> bool:
-        self._version = version
+        if self._fault != "keeps its version":
+            self._version = version
         return True
 
     async def close(self) -> None:
@@ -238,7 +239,7 @@ def test_an_engine_that_always_dies_ends_the_call_with_its_causes(
         return await pool.score([SAMPLE])
 
     with pytest.raises(EngineError, match=r"no rollout engine is left.*engine-0 died"):
-        run(always("dies"), body)
+        run(always("dies scoring"), body)
 
 
 def test_a_users_mistake_arrives_as_it_was_raised(ray_session: None) -> None:
@@ -258,14 +259,39 @@ def test_scores_come_from_those_that_are_left(ray_session: None) -> None:
     async def body(pool: VllmRolloutPool) -> list[list[float]]:
         return await pool.score([SAMPLE] * 5)
 
-    assert run(dead_at_once("dies", None), body, num_engines=2) == [[0.0]] * 5
+    assert run(dead_at_once("dies scoring", None), body, num_engines=2) == [[0.0]] * 5
 
 
 def test_every_engine_is_probed(ray_session: None) -> None:
     async def body(pool: VllmRolloutPool) -> list[list[float]]:
-        return await pool.probe(SAMPLE)
+        return await pool.probe(SAMPLE, bound=0.1)
 
     assert run(dead_at_once(None, None), body, num_engines=2) == [[0.0]] * 2
+
+
+def test_an_engine_that_comes_back_with_other_weights_does_not_serve(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in's scores are its version, which those that come back do not take."""
+    monkeypatch.setattr("rollout.engine_slot.BACK_OFF_S", (0.0,))
+
+    def make(spec: EngineSpec, seat: object, name: str) -> Any:
+        fault = {"engine-0": "dies", "engine-1": None}.get(name, "keeps its version")
+        return ray.remote(Worker).options(num_cpus=0, name=name, max_concurrency=8).remote(fault)
+
+    async def until_given_up(pool: VllmRolloutPool) -> set[int]:
+        await pool.receivers()
+        await pool.set_policy_version(7)
+        await pool.probe(SAMPLE, bound=0.1)
+        versions: set[int] = set()
+        while pool.depths()[0].state != "given up":
+            versions |= {completion.policy_version async for completion in pool.generate(requests(4))}
+        return versions
+
+    faults = FaultLog(tmp_path / "faults.jsonl")
+    assert run(make, until_given_up, num_engines=2, faults=faults) == {7}
+    (fault,) = read_faults(tmp_path)
+    assert fault.recovery_s is None
 
 
 @pytest.mark.parametrize("fault", ["dies when asked", "is half updated", "stalls"])

@@ -143,9 +143,7 @@ class FakeRollout:
             for sample in samples
         ]
 
-    async def sleep(self) -> None:
-        assert not self.open_streams
-    async def probe(self, sample: ScoreSample) -> list[list[float]]:
+    async def probe(self, sample: ScoreSample, *, bound: float) -> list[list[float]]:
         return await self.score([sample])
 
     async def receivers(self) -> list[FakeRollout]:
