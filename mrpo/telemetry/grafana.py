@@ -87,6 +87,7 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
         Panel("Probability ratio", ("policy/ratio_mean", "policy/ratio_max")),
         Panel("GPU memory, peak of a rank", ("policy/gpu_memory_bytes",)),
         Panel("Tokens with gradient, by the minute", ("policy/tokens",)),
+        Panel("Updates skipped, completions left out", ("policy/skipped_update", "policy/dropped_vision_token")),
     ),
     Stage.SYNC: (
         Panel("Seconds", ("time/sync_s", "sync/publish_s")),
@@ -96,7 +97,6 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
     Stage.FAULTS: (
         Panel("Faults by kind, by the minute", ("faults/{kind}",), stacked=True),
         Panel("Longest recovery", ("faults/recovery_s",)),
-        Panel("Updates skipped, completions left out", ("policy/skipped_update", "policy/dropped_vision_token")),
     ),
     Stage.CHECKPOINT: (
         Panel("Seconds: training waited, and writing beside it", ("checkpoint/blocked_s", "checkpoint/write_s")),
@@ -114,7 +114,7 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
 }  # fmt: skip
 
 
-def dashboard() -> dict[str, Any]:
+def dashboard(uid: str) -> dict[str, Any]:
     """The dashboard as Grafana reads it; the order of the rows is that of `PANELS`."""
     panels: list[dict[str, Any]] = []
     top = 0
@@ -138,7 +138,7 @@ def dashboard() -> dict[str, Any]:
         top += -(-len(shown) // PANELS_A_ROW) * HEIGHT
     return {
         "title": "MRPO",
-        "uid": "mrpo",
+        "uid": uid,
         "tags": ["mrpo", "ray"],
         "schemaVersion": 39,
         "version": 1,
@@ -153,9 +153,9 @@ def dashboard() -> dict[str, Any]:
     }
 
 
-def text() -> str:
-    """The file."""
-    return json.dumps(dashboard(), indent=2, ensure_ascii=False) + "\n"
+def text(uid: str = "mrpo") -> str:
+    """The file; a Grafana refuses a second dashboard of one `uid`."""
+    return json.dumps(dashboard(uid), indent=2, ensure_ascii=False) + "\n"
 
 
 def expressions(row: Row) -> list[tuple[str, str]]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from mrpo.config import Config
 from mrpo.telemetry.exporter import RayExporter
+from mrpo.telemetry.provision import put_beside_rays
 from mrpo.telemetry.queues import QueueWatch
 from mrpo.telemetry.stages import Stages, timeline_mark
 from mrpo.telemetry.table import Reading
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +38,19 @@ async def running_telemetry(
         run: the name of its folder.
         look: the lengths of its queues now.
     """
+    _show_dashboard()
     exporter = RayExporter(experiment=config.experiment, run=run, num_steps=config.num_steps)
     stages = Stages(exporter, timeline_mark)
     queues = QueueWatch(look, exporter, refresh=exporter.refresh)
     async with queues.running():
         yield Telemetry(watcher=exporter, span=stages.span, queue_metrics=queues.take_metrics)
+
+
+def _show_dashboard() -> None:
+    """Put our dashboard where the Grafana of this Ray looks for dashboards, if that is on this machine."""
+    from ray._private.worker import global_worker
+
+    try:
+        put_beside_rays(Path(global_worker.node.get_session_dir_path()))
+    except OSError as error:  # another user's Ray, say: the run does not depend on it
+        logger.warning("Grafana does not get the dashboard of this run from Ray's folder: %s", error)

@@ -1,7 +1,7 @@
 """Our dashboard beside Ray's own: Ray's head writes a folder that its Grafana reads, and ours is put into it.
 
 Ray describes Grafana's set-up for every session under `<session>/metrics/grafana/`, or where RAY_METRICS_OUTPUT_ROOT
-and RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR say. A Grafana that was started with it shows every dashboard of the folder.
+and RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR say; a Grafana that was started with it shows every dashboard there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from mrpo.telemetry import grafana
 
 DASHBOARD = Path("docker/grafana/dashboards/mrpo.json")
 NAME = "mrpo_grafana_dashboard.json"
+UID = "rayMrpoDashboard"  # another than that of docker/: a Grafana may be shown both
 
 
 def dashboards_folder(session: Path) -> Path:
@@ -31,5 +32,5 @@ def put_beside_rays(session: Path) -> Path | None:
     if not folder.is_dir():
         return None
     path = folder / NAME
-    path.write_text(grafana.text(), encoding="utf-8")
+    path.write_text(grafana.text(UID), encoding="utf-8")
     return path

@@ -124,7 +124,10 @@ FAULTS = (
     Row("faults/{kind}", Unit.FAULTS, C, Stage.FAULTS, "noticed, by kind"),
     Row("faults/recovery_s", Unit.SECONDS, G, Stage.FAULTS, "longest recovery that ended in the step"),
 )
-CHECKPOINT = (Row("checkpoint/step", Unit.STEPS, G, Stage.CHECKPOINT, "of the newest whole checkpoint", live=True),)
+CHECKPOINT = (
+    Row("checkpoint/blocked_s", Unit.SECONDS, G, Stage.CHECKPOINT, "for which training waited for the newest one"),
+    Row("checkpoint/write_s", Unit.SECONDS, G, Stage.CHECKPOINT, "of writing the newest one, beside training"),
+)
 EVALUATION = (
     Row("eval/questions", Unit.QUESTIONS, G, Stage.EVALUATION, "asked"),
     Row("eval/correct", Unit.QUESTIONS, G, Stage.EVALUATION, "answered right"),
