@@ -34,7 +34,7 @@ GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where
 OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT ADDRESS JOB WHEELHOUSE PART_MIB LABELS TEMPLATE WORKERS)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
-.PHONY: help setup wheelhouse train submit plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
+.PHONY: help setup wheelhouse train profile submit plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ train: setup ## train; EXP=<file of conf/experiment> (default phantom), ARGS="le
 
 submit: setup ## train on a Ray cluster; EXP=<as for train> ADDRESS=http://<head>:8265, or JOB=<id> to follow one again (docs/cluster.md)
 	@$(BIN)/python -m mrpo.submit --address='$(ADDRESS)' --job='$(JOB)' $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
+
+profile: setup ## record a few steps: traces, flame graphs and a summary by stage; EXP=<as for train>, ARGS="profile.steps=2" (docs/profiling.md)
+	@$(BIN)/python -m mrpo.profile $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)
 
 sft: setup ## supervised training on gold rationales; EXP=<as for train>, ARGS="sft.lr=1e-5 sft.lora.r=0" (docs/sft.md)
 	@$(BIN)/python -m mrpo.sft $(if $(EXP),experiment=$(EXP)) $(OVERRIDES)

@@ -30,6 +30,7 @@ class LearnerActor:
         self._sender: Any = None
         self._met: tuple[str, ...] | None = None  # the engines that the sender knows
         self._supervision: Any = None
+        self._tracing: Any = None
         self._snapshot: Any = None  # `learner.snapshot.Contents` of rank 0, between `snapshot` and `write`
 
     def rendezvous(self) -> tuple[str, int]:
@@ -178,6 +179,19 @@ class LearnerActor:
 
         with self._leaving_gpu_memory():
             load(self._rank, Path(folder))
+
+    def start_trace(self, stacks: bool) -> None:
+        """See `learner.tracing.Tracing.start`."""
+        from learner.tracing import Tracing
+
+        if self._tracing is None:
+            self._tracing = Tracing()
+        self._tracing.start(stacks=stacks)
+
+    def stop_trace(self) -> bytes:
+        """See `learner.tracing.Tracing.stop`."""
+        trace: bytes = self._tracing.stop()
+        return trace
 
     def close(self) -> None:
         """Give back shared memory and leave the group."""

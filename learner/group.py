@@ -195,6 +195,15 @@ class DeepSpeedLearner:
         """Restore what `save` wrote; every rank reads the folder."""
         await self._all("load", folder, deadline=self._load_deadline)
 
+    async def start_trace(self, *, stacks: bool) -> None:
+        """Every rank records what it computes from now on, for `make profile`; `stacks`: Python's frames too."""
+        await self._all("start_trace", stacks, deadline=self._save_deadline)
+
+    async def stop_trace(self) -> list[bytes]:
+        """End the recording; a compressed Chrome trace of each rank."""
+        traces: list[bytes] = await self._all("stop_trace", deadline=self._save_deadline)
+        return traces
+
     async def close(self) -> None:
         """Stop the ranks and free their place; safe to call at any time."""
         leaving = [rank.close.remote() for rank in self._ranks.handles]

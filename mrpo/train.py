@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +31,9 @@ from mrpo.parts import Parts, answer_similarity, running_parts
 from mrpo.plan.refusal import memory_note
 from mrpo.preflight import check_local_gpus, check_memory, unused_gpus
 from mrpo.prompt_tokens import check_prompts
+from mrpo.resumable import resumed_run
 from mrpo.rewards.scorer import Similarity
-from mrpo.run_folder import RunFolder, check_writable, resumed_run
+from mrpo.run_folder import RunFolder, check_writable
 from mrpo.run_session import judge_ledger, record_run, rewind_to_checkpoint
 from mrpo.sampling_order import epochs_note
 from mrpo.sft.parts import policy_processor
@@ -50,7 +52,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     started = time.time()
-    config = configure(arguments)
+    return carry_out(configure(arguments), TrainingRun, started=started)
+
+
+def carry_out(config: Config, kind: type[TrainingRun], *, started: float) -> int:
+    """Check what can be checked, then run; returns the exit code.
+
+    Args:
+        config: of the run.
+        kind: of run.
+        started: time.time() when the command began.
+    """
     if config.cluster.device == Device.CPU:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches, and says so on the console
     check_writable(config.runs_dir)
@@ -70,7 +82,7 @@ def _train(arguments: Sequence[str]) -> int:
                 console.note(line)
         if config.data.kind != DataKind.PHANTOM:
             _check_prompts(config, dataset, model_folder, console)
-        return asyncio.run(_Run(config, dataset, similarity, model_folder, console, started).execute())
+        return asyncio.run(kind(config, dataset, similarity, model_folder, console, started).execute())
 
 
 def _check_prompts(config: Config, dataset: Dataset, model_folder: Path | None, console: Console) -> None:
@@ -86,18 +98,20 @@ def configure(arguments: Sequence[str]) -> Config:
     """The configuration the command line asks for; that of the named run when it resumes one.
 
     Raises:
-        ConfigError: see `mrpo.compose`; also where there is nothing to resume.
+        ConfigError: see `mrpo.compose`.
     """
     config = compose_config(arguments)
     if config.resume is None:
         return config
     run = resumed_run(config.resume, config.runs_dir, config.experiment)
-    resumed = resume_config(run, [item for item in arguments if not item.startswith("experiment=")])
+    if run is None:
+        return replace(config, resume=None)
+    resumed = resume_config(run, arguments)
     require_reinforcement(resumed)
     return resumed
 
 
-class _Run:
+class TrainingRun:
     """One run from start to report, with its signals."""
 
     def __init__(
@@ -147,13 +161,14 @@ class _Run:
             if checkpoint is not None:
                 await parts.learner.load(str(checkpoint.path))
             step = checkpoint.step if checkpoint else 0
-            controller = self._controller(run, tracker, parts, faults, telemetry, step=step)
+            controller = self.controller(run, tracker, parts, faults, telemetry, step=step)
             self.signals.training = True
             await controller.run()
 
-    def _controller(
+    def controller(
         self, run: RunFolder, tracker: Tracker, parts: Parts, faults: FaultLog, telemetry: Telemetry, *, step: int
     ) -> Controller:
+        """The loop over these parts."""
         config = self.config
         return Controller(
             config=config,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 import tempfile
 import time
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm import ModelRegistry, SamplingParams
-from vllm.config import VllmConfig, WeightTransferConfig
+from vllm.config import ProfilerConfig, VllmConfig, WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logprobs import FlatLogprobs
 from vllm.lora.request import LoRARequest
@@ -67,7 +68,8 @@ class Engine:
         images = processor_settings(
             processor.image_processor, self._family, max_pixels=spec.max_pixels, max_tiles=spec.max_tiles
         )
-        config = _engine_args(spec, images).create_engine_config()
+        self._traces = Path(tempfile.mkdtemp(prefix="mrpo-trace-")) if spec.trace_stacks is not None else None
+        config = _engine_args(spec, images, self._traces).create_engine_config()
         vocab_size = config.model_config.get_vocab_size()
         self._vocabulary = vocabulary_of(processor.tokenizer, self._family, vocab_size)
         if spec.device == Device.CPU:
@@ -269,8 +271,24 @@ class Engine:
             self._llm.add_lora(self._adapter)
         self._updating = False
 
+    def start_trace(self) -> None:
+        """Record what the engine's processes compute from now on; the spec must have said that it would be asked."""
+        self._llm.start_profile()
+
+    def stop_trace(self) -> list[bytes]:
+        """End the recording; a compressed Chrome trace of each of its processes."""
+        assert self._traces is not None
+        self._llm.stop_profile()
+        paths = sorted(self._traces.glob("*.json.gz"))
+        traces = [path.read_bytes() for path in paths]
+        for path in paths:
+            path.unlink()
+        return traces
+
     def close(self) -> None:
         """End the engine and its processes."""
+        if self._traces is not None:
+            shutil.rmtree(self._traces, ignore_errors=True)
         self._llm.engine_core.shutdown()
         self._llm.renderer.shutdown()
 
@@ -365,8 +383,16 @@ def _load_processor(folder: str, family: Family) -> Any:
     return getattr(transformers, family.processor_class).from_pretrained(folder)
 
 
-def _engine_args(spec: EngineSpec, image_settings: dict[str, Any]) -> EngineArgs:
+def _engine_args(spec: EngineSpec, image_settings: dict[str, Any], traces: Path | None) -> EngineArgs:
+    profiler: dict[str, Any] = {}
+    if traces is not None:
+        profiler = {
+            "profiler_config": ProfilerConfig(
+                profiler="torch", torch_profiler_dir=str(traces), torch_profiler_with_stack=bool(spec.trace_stacks)
+            )
+        }
     return EngineArgs(
+        **profiler,
         **engine_arguments(spec),
         mm_processor_kwargs=image_settings,
         hf_overrides={"tie_word_embeddings": ties_embeddings(Path(spec.model_folder))},

@@ -68,6 +68,7 @@ class VllmRolloutPool:
         self._probe: _Probe | None = None  # under this version
         self._receiving: list[EngineSlot] = []  # engines that the publish under way reaches
         self._samplings: list[Sampling] = []  # calls of `generate` under way
+        self._tracing: list[EngineSlot] = []  # engines that record
         self._may_start = True
         self._closed = False
         self._said_s = 0.0
@@ -264,6 +265,16 @@ class VllmRolloutPool:
         for slot, answer in zip(slots, await self._all(slots, "set_policy_version", [version]), strict=True):
             if answer is True:
                 slot.serve()
+
+    async def start_trace(self) -> None:
+        """Engines that serve record what they compute from now on, for `make profile`."""
+        self._tracing = self._up
+        await self._all(self._tracing, "start_trace")
+
+    async def stop_trace(self) -> list[bytes]:
+        """End the recording; a compressed Chrome trace of each process of each engine."""
+        found = await self._all([slot for slot in self._tracing if slot in self._up], "stop_trace")
+        return [trace for traces in found if traces is not None for trace in traces]
 
     async def close(self) -> None:
         """End all engines and their processes within a few seconds. Safe to call again."""

@@ -34,6 +34,7 @@ class EngineSpec:
     log_file: str | None  # output of the engine goes here; None: where the process's output goes
     actor_name: str = ""  # of this life of the engine; the actor is given it
     gpu_ids: tuple[str, ...] = ()  # on this machine; empty: those that Ray shows the actor
+    trace_stacks: bool | None = None  # whether recordings of it hold Python's frames; None: nothing can be recorded
 
 
 def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir: str | None) -> list[EngineSpec]:
@@ -66,6 +67,7 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
             step_strategy=config.algorithm.step_strategy,
             cores=cores,
             log_file=None if log_dir is None else os.path.join(log_dir, f"engine-{index}.log"),
+            trace_stacks=config.profile.stacks if config.profile.active else None,
         )
         for index, cores in enumerate(cores_of_engines(rollout.cpu_cores, rollout.engines_at_most))
     ]

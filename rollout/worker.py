@@ -131,6 +131,15 @@ class RolloutWorker:
         """See `Engine.load_adapter`."""
         await self._call(lambda engine: engine.load_adapter(files))
 
+    async def start_trace(self) -> None:
+        """See `Engine.start_trace`."""
+        await self._call(lambda engine: engine.start_trace())
+
+    async def stop_trace(self) -> list[bytes]:
+        """See `Engine.stop_trace`."""
+        traces: list[bytes] = await self._call(lambda engine: engine.stop_trace())
+        return traces
+
     async def close(self) -> None:
         """End the engine and every process it started, within a few seconds."""
         with contextlib.suppress(TimeoutError):

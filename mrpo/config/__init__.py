@@ -30,6 +30,7 @@ from mrpo.config.judge import (
 )
 from mrpo.config.learner import LearnerConfig, LoraConfig, SftConfig
 from mrpo.config.model import ErrorRatesConfig, ModelConfig, WarmStartConfig
+from mrpo.config.profile import ProfileConfig
 from mrpo.config.record import CheckpointConfig, WandbConfig
 from mrpo.config.rollout import RolloutConfig
 from mrpo.config.tensorboard import TensorBoardConfig
@@ -59,6 +60,7 @@ __all__ = [
     "OracleConfig",
     "ParityConfig",
     "PriceConfig",
+    "ProfileConfig",
     "ProviderConfig",
     "RewardConfig",
     "RolloutConfig",
@@ -98,6 +100,7 @@ class Config:
     benchmark: BenchmarkConfig = BenchmarkConfig()
     check: CheckConfig = CheckConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    profile: ProfileConfig = ProfileConfig()
     wandb: WandbConfig = WandbConfig()
     tensorboard: TensorBoardConfig = TensorBoardConfig()
 

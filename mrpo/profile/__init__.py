@@ -1,0 +1,1 @@
+"""`make profile`: what the time of a few training steps goes into."""
