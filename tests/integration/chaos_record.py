@@ -50,7 +50,6 @@ def problems_of(folder: Path, *, reference: Path | None = None) -> list[str]:
         *wrong_steps(folder, config.num_steps),
         *wrong_prompts(folder, config, examples),
         *not_finite(folder),
-        *left_open(folder),
         *missing_in_report(folder),
     ]
     return found if reference is None else [*found, *differences(folder, reference)]
@@ -103,11 +102,6 @@ def not_finite(folder: Path) -> list[str]:
         for name, value in row.items()
         if value is None or not math.isfinite(value)
     ]
-
-
-def left_open(folder: Path) -> list[str]:
-    """Every fault on record has ended."""
-    return [f"{fault.kind} of {fault.who} never ended" for fault in read_faults(folder) if fault.recovery_s is None]
 
 
 def missing_in_report(folder: Path) -> list[str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from mrpo.faults import Fault
 from tests.integration.chaos_plan import LIMITS_S, Kill, Victim
 
+CLOCK_S = 1.0  # a fault may be noticed before the kill is written down
+
 
 @dataclass(slots=True, kw_only=True)
 class Killed:
@@ -30,30 +32,38 @@ def note_progress(kills: Sequence[Killed], step: int) -> None:
             killed.whole_step_s = time.time() - killed.at_s
 
 
-def judge_recoveries(kills: Sequence[Killed], faults: Sequence[Fault], *, patience: float) -> list[str]:
-    """Give every kill the faults it caused, and say which took too long or were not noticed.
+def judge_recoveries(kills: Sequence[Killed], faults: Sequence[Fault], *, ended_s: float, patience: float) -> list[str]:
+    """Give every kill the faults it caused, and say which took too long, were not noticed or never ended.
+
+    What was killed while it was being started again has no fault of its own: the one that it was started for goes on.
 
     Args:
         kills: in order of time.
         faults: of the run.
+        ended_s: `time.time()` when the run ended; what was lost shortly before need not have come back.
         patience: factor on the limits, for a machine that others use too.
     """
     found = []
     for number, killed in enumerate(kills):
-        later = [other.at_s for other in kills[number + 1 :]]
-        until = later[0] if later else float("inf")
-        for fault in faults:
-            if killed.at_s - 1.0 <= fault.at_s < until:
-                ended_s = None if fault.recovery_s is None else fault.at_s + fault.recovery_s - killed.at_s
-                killed.faults[f"{fault.kind} {fault.who}"] = ended_s
+        until = kills[number + 1].at_s if number + 1 < len(kills) else ended_s
+        mine = [fault for fault in faults if _is_of(fault, killed, until)]
+        limit = patience * LIMITS_S[Victim.ENGINE if "RolloutWorker" in killed.actors else killed.kill.victim]
+        for fault in mine:
+            seconds = None if fault.recovery_s is None else fault.at_s + fault.recovery_s - killed.at_s
+            killed.faults[f"{fault.kind} {fault.who}"] = seconds
         where = f"{killed.kill.victim} {killed.name} killed at step {killed.step}"
-        if not killed.faults and killed.actors:
+        if not mine and killed.actors:
             found.append(f"{where}: no fault is on record")
-        limit = LIMITS_S[killed.kill.victim]
-        if "RolloutWorker" in killed.actors:
-            limit = LIMITS_S[Victim.ENGINE]
         for name, seconds in [("the next whole step", killed.whole_step_s), *killed.faults.items()]:
-            if seconds is None or seconds > limit * patience:
-                took = "never came" if seconds is None else f"took {seconds:.0f} s"
-                found.append(f"{where}: {name} {took}, at most {limit * patience:g} s")
+            lasted = ended_s - killed.at_s if seconds is None else seconds
+            if lasted > limit:
+                took = f"not within {lasted:.0f} s" if seconds is None else f"took {lasted:.0f} s"
+                found.append(f"{where}: {name} {took}, at most {limit:g} s")
     return found
+
+
+def _is_of(fault: Fault, killed: Killed, until: float) -> bool:
+    if killed.at_s - CLOCK_S <= fault.at_s < until:
+        return True
+    is_open = fault.at_s < killed.at_s and (fault.recovery_s is None or fault.at_s + fault.recovery_s > killed.at_s)
+    return is_open and killed.name.split(".")[0] == fault.who

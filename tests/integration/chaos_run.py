@@ -55,7 +55,7 @@ TINY = (
     "rollout.num_engines=2",
     "judge.num_actors=2",
     "judge.cache.enabled=false",  # every ruling is asked for
-    "judge.oracle.latency_s=0.5",
+    "judge.oracle.latency_s=1.5",  # a step takes seconds
     "checkpoint.every_steps=2",
     "checkpoint.keep_last=2",
     "eval.before=false",
@@ -204,7 +204,8 @@ def run_seed(options: argparse.Namespace) -> Outcome:
         return outcome
     outcome.folder = str(folder)
     outcome.problems += problems_of(folder, reference=options.reference)
-    outcome.problems += judge_recoveries(outcome.kills, read_faults(folder), patience=options.patience)
+    ended_s = (folder / "state.json").stat().st_mtime
+    outcome.problems += judge_recoveries(outcome.kills, read_faults(folder), ended_s=ended_s, patience=options.patience)
     return outcome
 
 

@@ -41,30 +41,45 @@ def fault(kind: FaultKind, at_s: float, recovery_s: float | None) -> Fault:
 def test_a_recovery_counts_from_the_kill_and_is_the_last_kills_before_it() -> None:
     kills = [killed(Victim.LEARNER_RANK, 100.0, 3), killed(Victim.JUDGE_ACTOR, 200.0, 6)]
     faults = [fault(FaultKind.LEARNER_LOST, 110.0, 49.0), fault(FaultKind.JUDGE_ACTOR_LOST, 201.0, 1.0)]
-    assert judge_recoveries(kills, faults, patience=1.0) == []
+    assert judge_recoveries(kills, faults, ended_s=400.0, patience=1.0) == []
     assert kills[0].faults == {"learner_lost x": 59.0}
     assert kills[1].faults == {"judge_actor_lost x": 2.0}
 
 
 def test_slow_recoveries_and_silent_losses_are_seen() -> None:
     kills = [killed(Victim.LEARNER_RANK, 100.0, 3), killed(Victim.JUDGE_ACTOR, 200.0, 6)]
-    found = judge_recoveries(kills, [fault(FaultKind.LEARNER_LOST, 110.0, 51.0)], patience=1.0)
+    found = judge_recoveries(kills, [fault(FaultKind.LEARNER_LOST, 110.0, 51.0)], ended_s=400.0, patience=1.0)
     assert found == [
         "learner_rank x killed at step 3: learner_lost x took 61 s, at most 60 s",
         "judge_actor x killed at step 6: no fault is on record",
     ]
-    assert judge_recoveries(kills[:1], [fault(FaultKind.LEARNER_LOST, 110.0, None)], patience=1.0) == [
-        "learner_rank x killed at step 3: learner_lost x never came, at most 60 s"
+    assert judge_recoveries(kills[:1], [fault(FaultKind.LEARNER_LOST, 110.0, None)], ended_s=400.0, patience=1.0) == [
+        "learner_rank x killed at step 3: learner_lost x not within 300 s, at most 60 s"
     ]
+
+
+def test_what_is_killed_again_while_it_starts_goes_on_with_its_fault() -> None:
+    kills = [killed(Victim.ENGINE, 100.0, 3), killed(Victim.ENGINE, 120.0, 6)]
+    kills[1].name = "x.2"
+    assert judge_recoveries(kills, [fault(FaultKind.ENGINE_LOST, 101.0, 70.0)], ended_s=400.0, patience=1.0) == []
+    assert kills[1].faults == {"engine_lost x": 51.0}
+    kills[1].name = "y.2"
+    assert len(judge_recoveries(kills, [fault(FaultKind.ENGINE_LOST, 101.0, 70.0)], ended_s=400.0, patience=1.0)) == 1
+
+
+def test_what_is_lost_shortly_before_the_end_need_not_come_back() -> None:
+    one = [killed(Victim.ENGINE, 350.0, 3, with_actors=("RolloutWorker",))]
+    assert judge_recoveries(one, [fault(FaultKind.ENGINE_LOST, 351.0, None)], ended_s=400.0, patience=1.0) == []
+    assert len(judge_recoveries(one, [fault(FaultKind.ENGINE_LOST, 351.0, None)], ended_s=471.0, patience=1.0)) == 1
 
 
 def test_a_node_with_an_engine_has_an_engines_time() -> None:
     faults = [fault(FaultKind.ENGINE_LOST, 101.0, 100.0)]
     with_engine = killed(Victim.NODE, 100.0, 3, with_actors=("RolloutWorker", "JudgeWorker"))
-    assert judge_recoveries([with_engine], faults, patience=1.0) == []
-    assert len(judge_recoveries([killed(Victim.NODE, 100.0, 3)], faults, patience=1.0)) == 1
+    assert judge_recoveries([with_engine], faults, ended_s=400.0, patience=1.0) == []
+    assert len(judge_recoveries([killed(Victim.NODE, 100.0, 3)], faults, ended_s=400.0, patience=1.0)) == 1
     empty = killed(Victim.NODE, 100.0, 3, with_actors=())
-    assert judge_recoveries([empty], [], patience=1.0) == [], "nothing of the run was on it"
+    assert judge_recoveries([empty], [], ended_s=400.0, patience=1.0) == [], "nothing of the run was on it"
 
 
 def test_progress_is_a_step_made_wholly_after_the_kill() -> None:
