@@ -13,6 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from learner.agreement import together
+from learner.gpu_memory import begin_gpu_memory, gpu_memory
 from learner.inputs import MicroBatch, Sample
 from learner.lora import seed_dropout
 from learner.rank import Rank
@@ -47,6 +48,7 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
         DataError: an image that cannot be read or does not fit its prompt; not one number a token.
     """
     started = time.perf_counter()
+    begin_gpu_memory(rank)
     corrected = rank.spec.loss.importance != Importance.NONE
     _require_finite("advantages", samples, [sample.advantages for sample in samples])
     if corrected:
@@ -98,7 +100,7 @@ def train_step(rank: Rank, samples: Sequence[TrainSample], *, progress: float) -
         total / max(num_tokens, 1.0) for total in totals
     ]
     ratio_max, diff_max = all_reduce(rank, largest, dist.ReduceOp.MAX).tolist()
-    extra |= {"ratio_mean": ratio, "ratio_max": ratio_max}
+    extra |= {"ratio_mean": ratio, "ratio_max": ratio_max} | gpu_memory(rank)
     if corrected:
         extra |= {
             "importance_mean": weight,

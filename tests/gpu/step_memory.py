@@ -51,8 +51,10 @@ def main(folder: Path, family: str, zero_stage: int) -> dict[str, int]:
     torch._C._cuda_clearCublasWorkspaces()
     at_rest = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    train_step(rank, samples, progress=0.5)
+    stats = train_step(rank, samples, progress=0.5)
     found = {
+        "told": int(stats.extra["gpu_memory_bytes"]),
+        "measured": torch.cuda.max_memory_allocated(),
         "planned_at_rest": plan.resting.total - plan.resting.parts[Part.CONTEXT],
         "at_rest": at_rest,
         "planned_peak": plan.learning.total - plan.learning.parts[Part.CONTEXT],

@@ -28,6 +28,7 @@ def test_the_plan_is_within_15_per_cent_of_the_allocators_peak(family: str, zero
     found = run("tests.gpu.step_memory", str(tmp_path), family, str(zero_stage))
     assert found["planned_at_rest"] == pytest.approx(found["at_rest"], rel=TOLERANCE), found
     assert found["planned_peak"] == pytest.approx(found["peak"], rel=TOLERANCE), found
+    assert found["told"] == found["measured"], "the step's metric is the allocator's peak"
 
 
 def test_a_sleeping_engine_gives_its_memory_back_and_writes_the_same_text_after(tmp_path: Path) -> None:
