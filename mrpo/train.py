@@ -156,7 +156,7 @@ class TrainingRun:
                 on_judge_event=partial(run.event, level=logging.WARNING),
                 faults=faults,
             ) as parts,
-            running_telemetry(self.config, run.path.name, partial(_queues, parts)) as telemetry,
+            running_telemetry(self.config, run.path, partial(_queues, parts)) as telemetry,
         ):
             if checkpoint is not None:
                 await parts.learner.load(str(checkpoint.path))

@@ -38,6 +38,7 @@ from mrpo.sft.settings import DEFAULTS, SUFFIX, is_evaluated, require_supervised
 from mrpo.sft.tokens import check_demonstrations
 from mrpo.sft.trainer import SupervisedTrainer
 from mrpo.stop_signals import StopSignals
+from mrpo.telemetry.live import running_telemetry
 from mrpo.tracking import Tracker
 
 
@@ -159,7 +160,10 @@ class _Run:
             )
             tracker.step(found.step, {"heldout/loss": found.loss})
 
-        async with running_learner(self.config, folder, self.console, after_ray=self.signals.catch) as learner:
+        async with (
+            running_learner(self.config, folder, self.console, after_ray=self.signals.catch) as learner,
+            running_telemetry(self.config, run.path, list) as telemetry,
+        ):
             if checkpoint is not None:
                 await learner.load(str(checkpoint.path))
             trainer = SupervisedTrainer(
@@ -169,7 +173,7 @@ class _Run:
                 held_out=self.job.held_out.samples,
                 learner=learner,
                 recorder=run,
-                watchers=[self.console, tracker],
+                watchers=[self.console, tracker, telemetry.watcher],
                 on_held_out=on_held_out,
                 stop=self.signals.stop,
                 step=checkpoint.step if checkpoint else 0,

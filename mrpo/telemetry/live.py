@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -17,6 +18,9 @@ from mrpo.telemetry.table import Reading
 
 logger = logging.getLogger(__name__)
 
+TIMELINE = "logs/timeline.json"  # in the run folder
+FLUSH_S = 2.0  # Ray's processes hand in their spans every second
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
@@ -29,21 +33,26 @@ class Telemetry:
 
 @asynccontextmanager
 async def running_telemetry(
-    config: Config, run: str, look: Callable[[], Sequence[Reading]]
+    config: Config, run: Path, look: Callable[[], Sequence[Reading]]
 ) -> AsyncIterator[Telemetry]:
     """Show a run on Ray's metrics endpoint and timeline until the context is left.
 
+    The timeline of a Ray that ends with the run is kept in its folder, where the run came to its end.
+
     Args:
         config: of the run.
-        run: the name of its folder.
+        run: its folder, whose name is a label.
         look: the lengths of its queues now.
     """
     _show_dashboard()
-    exporter = RayExporter(experiment=config.experiment, run=run, num_steps=config.num_steps)
+    exporter = RayExporter(experiment=config.experiment, run=run.name, num_steps=config.num_steps)
     stages = Stages(exporter, timeline_mark)
     queues = QueueWatch(look, exporter, refresh=exporter.refresh)
     async with queues.running():
         yield Telemetry(watcher=exporter, span=stages.span, queue_metrics=queues.take_metrics)
+    if config.cluster.address is None and stages.any_ended:
+        await asyncio.sleep(FLUSH_S)
+        write_timeline(run / TIMELINE)
 
 
 def _show_dashboard() -> None:
@@ -54,3 +63,10 @@ def _show_dashboard() -> None:
         put_beside_rays(Path(global_worker.node.get_session_dir_path()))
     except OSError as error:  # another user's Ray, say: the run does not depend on it
         logger.warning("Grafana does not get the dashboard of this run from Ray's folder: %s", error)
+
+
+def write_timeline(path: Path) -> None:
+    """Write what `ray timeline` writes, for chrome://tracing or ui.perfetto.dev."""
+    import ray
+
+    ray.timeline(str(path))

@@ -33,6 +33,11 @@ class Stages:
         """What the run is doing."""
         return self._open[-1]
 
+    @property
+    def any_ended(self) -> bool:
+        """Whether there is a stage to see on a timeline."""
+        return bool(self._durations_s)
+
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Around a stage."""
