@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mrpo.atomic import commit_folder, remove_tree
-from mrpo.errors import DataError
+from mrpo.errors import DataError, ResourceError
 from mrpo.manifest import check_manifest
 from mrpo.run_reading import Checkpoint, list_checkpoints
 
@@ -20,18 +20,25 @@ OnDamaged = Callable[[Checkpoint, str], None]  # told of a checkpoint that is pa
 
 @contextmanager
 def new_checkpoint(run: Path, step: int) -> Iterator[Path]:
-    """Yield an empty folder to fill; it becomes `checkpoints/step_N` when the block ends without an error."""
+    """Yield an empty folder to fill; it becomes `checkpoints/step_N` when the block ends without an error.
+
+    Raises:
+        ResourceError: it cannot be made or put in place; nothing is left of it.
+    """
     folder = run / FOLDER
     # The process id keeps the writers of a killed run, which may outlive it by seconds, out of its successor's folder.
     temporary = folder / f".step_{step}.{os.getpid()}.tmp"
     remove_tree(temporary)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
+        commit_folder(temporary, folder / f"step_{step}")
+    except OSError as error:
+        remove_tree(temporary)
+        raise ResourceError(f"no checkpoint can be put into {folder}: {error}") from error
     except BaseException:
         remove_tree(temporary)
         raise
-    commit_folder(temporary, folder / f"step_{step}")
 
 
 def remove_old(run: Path, *, keep_last: int, best: int | None) -> None:

@@ -6,12 +6,13 @@ import copy
 import difflib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -148,10 +149,12 @@ def _setting(line: str) -> Setting:
 
 
 def resume_config(run: Path, overrides: Sequence[str], *, adjust: Adjust | None = None) -> Config:
-    """The configuration of an existing run, with plain value overrides on top; `adjust` as in `compose_config`.
+    """The configuration of an existing run, with overrides on top; `adjust` as in `compose_config`.
+
+    The command that began the run may be given again as it was, choices of groups included, as a scheduler does.
 
     Raises:
-        ConfigError: as `compose_config`; also for a group choice and for what is `FIXED` within a run.
+        ConfigError: as `compose_config`; also for what is `FIXED` within a run, where a choice or a value changes it.
         DataError: the run folder is damaged, or of another version's format.
     """
     file = run / "config.yaml"
@@ -159,19 +162,55 @@ def resume_config(run: Path, overrides: Sequence[str], *, adjust: Adjust | None 
         raise ConfigError(f"resume={run}: no config.yaml there; give a folder like runs/phantom/<time>")
     require_current_format(run, read_state(run))
     saved = read_config(run)
-    parsed = _parse(overrides)
+    parsed = [override for override in _parse(overrides) if override.key_or_group not in ("resume", "experiment")]
     for override in parsed:
         _refuse_removal(override)
         _refuse_several_values(override)
-        _refuse_fixed(override, saved)
     try:
+        values = {override.key_or_group: override.value() for override in parsed if override.key_or_group not in GROUPS}
+        asked = {**_settings_of_groups(parsed, saved, but=values), **values}
         tree = OmegaConf.create(saved)
-        for override in parsed:
-            if override.key_or_group != "resume":
-                OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
+        for name, value in asked.items():
+            _refuse_fixed(name, value, saved)
+            OmegaConf.update(tree, name, value, force_add=True)
         return build_config({**_plain(tree), "resume": str(run)}, adjust=adjust)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{file} and the overrides do not compose: {str(error).splitlines()[0]}") from None
+
+
+def _settings_of_groups(parsed: Sequence[Override], saved: dict[str, Any], *, but: Collection[str]) -> dict[str, Any]:
+    """What the group choices of a command come to, setting by setting, so that it may be given again as it was.
+
+    Args:
+        parsed: all overrides.
+        saved: configuration of the run, whose experiment has its say over the groups as when the run began.
+        but: settings that the command also gives one by one.
+    """
+    groups = [_group_choice(override) for override in parsed if override.key_or_group in GROUPS]
+    if not groups:
+        return {}
+    own = [name for name in choices("experiment") if saved["experiment"] in (name, f"{name}_sft")]
+    composed = OmegaConf.create(_compose_tree([*groups, *(f"experiment={name}" for name in own)], []))
+    names = [name for group in groups for name in _settings_of(*group.split("=", 1))]
+    given = tuple(f"{name}." for name in but)
+    return {name: OmegaConf.select(composed, name) for name in names if not f"{name}.".startswith(given)}
+
+
+def _settings_of(group: str, choice: str) -> list[str]:
+    """Dotted names of what a file of a group sets, with the files of its group that it builds on."""
+    text = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    tree = yaml.safe_load(text) or {}
+    base = [name for name in tree.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    names = [name for other in base for name in _settings_of(group, other)]
+    prefix = "" if "@package _global_" in text else f"{group}."
+    return names + [f"{prefix}{name}" for name in _leaves(tree)]
+
+
+def _leaves(tree: dict[str, Any]) -> list[str]:
+    names = []
+    for key, value in tree.items():
+        names += [f"{key}.{name}" for name in _leaves(value)] if isinstance(value, dict) and value else [str(key)]
+    return names
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -206,13 +245,11 @@ def _refuse_several_values(override: Override) -> None:
         )
 
 
-def _refuse_fixed(override: Override, saved: dict[str, Any]) -> None:
-    name = override.key_or_group
+def _refuse_fixed(name: str, value: Any, saved: dict[str, Any]) -> None:
     is_fixed = any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED)
-    if is_fixed and OmegaConf.select(OmegaConf.create(saved), name, default=...) == override.value():
-        return  # said again as it is
-    if name in GROUPS or (is_fixed and name not in MOVABLE):
-        raise ConfigError(f"{name}={override.value()} cannot change when a run is resumed; start a new run for it")
+    if not is_fixed or name in MOVABLE or OmegaConf.select(OmegaConf.create(saved), name, default=...) == value:
+        return
+    raise ConfigError(f"{name}={value} cannot change when a run is resumed; start a new run for it")
 
 
 def _compose_tree(groups: Sequence[str], values: Sequence[Override]) -> dict[str, Any]:

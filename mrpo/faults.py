@@ -97,10 +97,15 @@ class FaultLog:
     def _write(self, fault: Fault) -> None:
         if self._path is None:
             return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(fault)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(fault)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # the fault may be the full disk itself, which alone ends no run
+            logger.error(
+                "%s cannot be written (%s): this fault is on the console and in metrics alone", self._path, error
+            )
 
 
 def read_faults(folder: Path) -> list[Fault]:

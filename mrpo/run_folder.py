@@ -6,6 +6,7 @@ run at a time, by a lock that its death releases; readers (`mrpo.run_reading`) n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -27,6 +28,7 @@ from mrpo.environment import describe_environment
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.eval.record import EvalRecord
 from mrpo.metrics import evaluation_metrics
+from mrpo.record_errors import recording
 from mrpo.rows import write_rows
 from mrpo.run_lock import RunLock
 from mrpo.run_reading import (
@@ -136,11 +138,12 @@ class RunFolder:
         if bad:
             self.event(f"step {step}: not finite, written as null: {', '.join(bad)}", logging.WARNING)
         line = {"step": step, **{name: None if name in bad else value for name, value in metrics.items()}}
-        if self._metrics is None:
-            self._metrics = self.metrics_path.open("a", encoding="utf-8")
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
+        with recording(self.metrics_path):
+            if self._metrics is None:
+                self._metrics = self.metrics_path.open("a", encoding="utf-8")
+            self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
         self.state = replace(self.state, step=step)
         self._write_state()
 
@@ -148,7 +151,8 @@ class RunFolder:
         """Write `rollouts/step_NNNNN.parquet`, one row a completion."""
         path = self.path / "rollouts" / f"step_{step:05d}.parquet"
         threshold = float(self.config["algorithm"]["threshold"])
-        write_rows(path, [row_of_trace(trace, threshold=threshold) for trace in traces])
+        with recording(path):
+            write_rows(path, [row_of_trace(trace, threshold=threshold) for trace in traces])
         return path
 
     def write_nonfinite(self, step: int, traces: Sequence[ScoredTrace]) -> Path:
@@ -159,7 +163,8 @@ class RunFolder:
         path = self.path / "nonfinite" / f"step_{step:05d}.parquet"
         path.parent.mkdir(exist_ok=True)
         threshold = float(self.config["algorithm"]["threshold"])
-        write_rows(path, [row_of_trace(trace, threshold=threshold) for trace in traces])
+        with recording(path):
+            write_rows(path, [row_of_trace(trace, threshold=threshold) for trace in traces])
         return path
 
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path:
@@ -167,8 +172,9 @@ class RunFolder:
         assert name in ("before", "after") or STEP_NAME.fullmatch(name), f"evaluation name {name!r}"
         path = self.path / "eval" / f"{name}.parquet"
         # The numbers first: an evaluation that `has_evaluation` knows has both.
-        write_text(path.with_suffix(".json"), json.dumps(evaluation_metrics(records), indent=2) + "\n")
-        write_rows(path, [row_of_evaluation(record) for record in records])
+        with recording(path):
+            write_text(path.with_suffix(".json"), json.dumps(evaluation_metrics(records), indent=2) + "\n")
+            write_rows(path, [row_of_evaluation(record) for record in records])
         return path
 
     def has_evaluation(self, name: str) -> bool:
@@ -268,12 +274,15 @@ class RunFolder:
         self.event(f"rewound to step {step}: {len(rows) - len(kept)} later steps dropped")
 
     def event(self, message: str, level: int = logging.INFO) -> None:
-        """Append one timed line to `events.log`, and pass it to logging."""
+        """Append one timed line to `events.log`, and pass it to logging; that alone where the disk is full."""
         log.log(level, "%s", message)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         flat = message.replace("\n", "\\n")
-        with open(self.path / "events.log", "a", encoding="utf-8") as file:
-            file.write(f"{stamp} {logging.getLevelName(level)} {flat}\n")
+        try:
+            with open(self.path / "events.log", "a", encoding="utf-8") as file:
+                file.write(f"{stamp} {logging.getLevelName(level)} {flat}\n")
+        except OSError as error:
+            log.error("events.log cannot be written: %s", error)
 
     def set_status(self, status: RunStatus, reason: str = "") -> None:
         """Record how the run stands, and why."""
@@ -296,15 +305,18 @@ class RunFolder:
 
     def _rewrite_metrics(self, rows: Sequence[Mapping[str, float | None]]) -> None:
         self._close_metrics()
-        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        with recording(self.metrics_path):
+            write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+            metrics, self._metrics = self._metrics, None
+            with contextlib.suppress(OSError):  # a line that could not be written is still in its buffer
+                metrics.close()
 
     def _write_state(self) -> None:
-        write_text(self.path / "state.json", json.dumps(asdict(self.state), indent=2) + "\n")
+        with recording(self.path / "state.json"):
+            write_text(self.path / "state.json", json.dumps(asdict(self.state), indent=2) + "\n")
 
 
 def check_writable(folder: str | Path) -> None:
@@ -323,39 +335,6 @@ def check_writable(folder: str | Path) -> None:
         raise ResourceError(
             f"cannot write to {path}: {error.strerror}; set runs_dir to a folder you may write to, or free some space"
         ) from None
-
-
-def find_resumable(runs_dir: str | Path, experiment: str) -> Path | None:
-    """The newest run of `experiment` that can be gone on with: unfinished, with a checkpoint, of this format, free."""
-    candidates: list[tuple[float, Path]] = []
-    for folder in (Path(runs_dir).expanduser() / experiment).glob("*/"):
-        try:
-            state = read_state(folder)
-            if state.status == RunStatus.FINISHED or not list_checkpoints(folder):
-                continue
-            require_current_format(folder, state)
-        except DataError as error:
-            log.warning("passed over: %s", error)
-            continue
-        if not RunLock.is_held(folder):
-            candidates.append((state.created_s, folder))
-    return max(candidates)[1].resolve() if candidates else None
-
-
-def resumed_run(resume: str, runs_dir: str | Path, experiment: str) -> Path:
-    """The run that `resume` means: a folder, or "auto" for the newest of `experiment` that can be gone on with.
-
-    Raises:
-        ConfigError: there is nothing to resume.
-    """
-    if resume != "auto":
-        return Path(resume).expanduser()
-    run = find_resumable(runs_dir, experiment)
-    if run is None:
-        raise ConfigError(
-            f"resume=auto: no unfinished run with a checkpoint under {runs_dir}/{experiment}; start one without resume"
-        )
-    return run
 
 
 def _new_folder(parent: Path, name: str) -> Path:

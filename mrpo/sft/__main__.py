@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.parts import answer_similarity, running_evaluation_parts
 from mrpo.preflight import check_local_gpus, check_memory
+from mrpo.resumable import resumed_run
 from mrpo.rewards.scorer import Similarity
-from mrpo.run_folder import RunFolder, check_writable, resumed_run
+from mrpo.run_folder import RunFolder, check_writable
 from mrpo.run_reading import Checkpoint
 from mrpo.run_session import judge_ledger, record_run, rewind_to_checkpoint
 from mrpo.sft.evaluation import evaluate
@@ -82,8 +84,10 @@ def configure(arguments: Sequence[str]) -> Config:
     if config.resume is None:
         return config
     run = resumed_run(config.resume, config.runs_dir, config.experiment)
+    if run is None:
+        return replace(config, resume=None)
     require_supervised(run)
-    return resume_config(run, [item for item in arguments if not item.startswith("experiment=")], adjust=supervised)
+    return resume_config(run, arguments, adjust=supervised)
 
 
 def _check_lengths(job: Job, model_folder: Path | None, console: Console) -> None:

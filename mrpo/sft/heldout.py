@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mrpo.atomic import write_text
 from mrpo.errors import DataError
+from mrpo.record_errors import recording
 
 FILE = "heldout.json"
 
@@ -40,7 +41,8 @@ def read_heldout(run: Path) -> list[HeldOutLoss]:
 
 def write_heldout(run: Path, losses: list[HeldOutLoss]) -> None:
     """Put all measurements on disk at once."""
-    write_text(run / FILE, json.dumps([asdict(item) for item in losses], indent=2) + "\n")
+    with recording(run / FILE):
+        write_text(run / FILE, json.dumps([asdict(item) for item in losses], indent=2) + "\n")
 
 
 def rewind_heldout(run: Path, step: int) -> None:

@@ -25,7 +25,15 @@ from learner.group import DeepSpeedLearner
 from learner.spec import LearnerSpec
 from learner.step import score, train_step
 from mrpo.choices import WeightTransfer
-from mrpo.errors import ConfigError, DataError, MRPOError, NonFiniteError, ResourceError, WeightSyncError
+from mrpo.errors import (
+    ConfigError,
+    DataError,
+    LearnerLostError,
+    MRPOError,
+    NonFiniteError,
+    ResourceError,
+    WeightSyncError,
+)
 from mrpo.types import LearnStats
 from tests.integration.learner_world import (
     build_world,
@@ -79,10 +87,14 @@ def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
     async def on_two_ranks(learner: DeepSpeedLearner) -> None:
         assert_same(await learner.step(samples, progress=0.0), train_step(alone, samples, progress=0.0))
         await learner.save(str(tmp_path))
+        saved = file_bytes(tmp_path)
         resumed = make(spec(world))
         load(resumed, tmp_path)
         assert relative_difference(first_moments(resumed), first_moments(alone)) < 1e-6
-        second = await learner.step(samples, progress=0.1)
+        (tmp_path / "behind").mkdir()
+        await learner.snapshot()
+        _, second = await asyncio.gather(learner.write(str(tmp_path / "behind")), learner.step(samples, progress=0.1))
+        assert file_bytes(tmp_path / "behind") == saved, "written behind the back of a step, as before it"
         for rank in (alone, resumed):
             assert_same(second, train_step(rank, samples, progress=0.1))
         theirs = score(alone, to_score(samples))
@@ -92,6 +104,9 @@ def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
         await check_weights(learner, tmp_path)
 
         (tmp_path / "taken" / "learner").mkdir(parents=True)
+        await learner.snapshot()
+        with pytest.raises(ResourceError, match=r"no checkpoint can be written to .*taken \(.*File exists"):
+            await learner.write(str(tmp_path / "taken"))
         with pytest.raises(ResourceError, match=r"no checkpoint can be written to .*taken \(.*File exists"):
             await learner.save(str(tmp_path / "taken"))  # only the rank that writes meets it
 
@@ -109,15 +124,20 @@ def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
     run(spec(world, num_ranks=2, zero_stage=stage, tokens_per_micro_batch=60, bucket_mib=0.7), on_two_ranks)
 
 
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 async def check_weights(learner: DeepSpeedLearner, folder: Path) -> None:
     """Two engines get the weights under their checkpoint names; one that refuses leaves no shared memory taken."""
     actor = ray.remote(receiver_class()).options(num_cpus=0)
     receivers = [actor.remote() for _ in range(2)]
-    await learner.connect(receivers, transfer=WeightTransfer.SHM)
+    learner.connect(transfer=WeightTransfer.SHM)
     fresh = folder / "after"
     fresh.mkdir()
     await learner.save(str(fresh))
-    stats = await learner.publish()
+    stats = await learner.publish(receivers)
     expected = load_file(fresh / "hf" / "model.safetensors")
     assert stats["bytes"] == sum(tensor.nbytes for tensor in expected.values())
     for receiver in receivers:
@@ -125,28 +145,42 @@ async def check_weights(learner: DeepSpeedLearner, folder: Path) -> None:
         assert calls == ["init", "start", *["update"] * int(stats["buckets"]), "finish"]
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    await learner.connect([receivers[0], actor.remote(fail=True)], transfer=WeightTransfer.SHM)
     with pytest.raises(WeightSyncError, match="engine on fire"):
-        await learner.publish()
+        await learner.publish([receivers[0], actor.remote(fail=True)])
     _, _, paths = await receivers[0].report.remote()
     assert not any(Path(path).exists() for path in paths)
+    dying = actor.remote(die=True)
+    await learner.publish([dying, receivers[1]])
+    calls, weights, _ = await receivers[1].report.remote()
+    assert calls[calls.index("finish") + 1 :] == ["init", "start", *["update"] * int(stats["buckets"]), "finish"]
+    assert all(torch.equal(weights[name], expected[name]) for name in expected), "the other one has them all the same"
+    with pytest.raises(WeightSyncError, match="no engine is left"):
+        await learner.publish([dying])
 
 
-def test_an_engine_that_hangs_in_a_transfer_ends_it_with_the_place_to_look(world: Path) -> None:
-    """As an engine does that dies in the middle of a broadcast: the ranks would wait for it for an hour."""
+def test_an_engine_that_hangs_in_a_transfer_is_left_behind_and_a_transfer_that_hangs_ends_the_ranks(
+    world: Path,
+) -> None:
+    """As with an engine that dies in the middle of a broadcast: the ranks would wait for it for an hour."""
 
     async def publish(learner: DeepSpeedLearner) -> None:
-        receiver = ray.remote(receiver_class()).options(num_cpus=0).remote(hang=True)
-        await learner.connect([receiver], transfer=WeightTransfer.SHM)
+        actor = ray.remote(receiver_class()).options(num_cpus=0)
+        hanging = actor.remote(hang=True)
+        learner.connect(transfer=WeightTransfer.SHM)
         started = time.monotonic()
-        with pytest.raises(WeightSyncError, match=r"publish_timeout_s=3 s, .*\(logs/engine-N\.log .*resume"):
-            await learner.publish()
+        with pytest.raises(WeightSyncError, match=r"no engine is left .*no answer within 5 s"):
+            await learner.publish([hanging])
+        learner.publish_timeout_s = 1.0
+        with pytest.raises(
+            LearnerLostError, match=r"learner-0.* did not publish within learner\.publish_timeout_s=1 s: in "
+        ):
+            await learner.publish([hanging])
         assert time.monotonic() - started < 60.0
-        with pytest.raises(MRPOError, match="ranks are not running, and cannot save"):
+        with pytest.raises(MRPOError, match="there are no ranks to save"):
             await learner.save("nowhere")
-        ray.kill(receiver)
+        ray.kill(hanging)
 
-    run(spec(world, publish_timeout_s=3.0), publish)
+    run(spec(world, publish_timeout_s=10.0), publish)
 
 
 def assert_same(mine: LearnStats, other: LearnStats) -> None:
@@ -166,4 +200,4 @@ def test_a_group_that_finds_no_place_says_what_it_needs(world: Path) -> None:
 
 def test_a_bad_setting_arrives_as_the_users_error(world: Path) -> None:
     with pytest.raises(ConfigError, match="zero_stage"):
-        run(spec(world, dtype="bfloat16", zero_stage=0), lambda learner: learner.publish())
+        run(spec(world, dtype="bfloat16", zero_stage=0), lambda learner: learner.publish([]))

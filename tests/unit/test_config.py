@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,31 @@ def saved_run(tmp_path: Path) -> Path:
 def test_what_a_run_means_may_be_said_again_as_it_is(saved_run: Path) -> None:
     again = resume_config(saved_run, ["seed=5", "data.num_train=2048", "model.path=null", "learner.lora.targets=[]"])
     assert again == resume_config(saved_run, [])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["experiment=internvl3", "cluster=2x8_gpu", "cluster.num_nodes=4", "judge=none", "data.root=/d"],
+        ["experiment=phantom", "algorithm=grpo", "algorithm.base=3", "model=toy_qwen3_vl", "rollout=small", "seed=3"],
+        ["model=toy_internvl", "learner=small", "judge=none", "algorithm=grpo_answer_only"],
+    ],
+)
+def test_the_command_that_began_a_run_resumes_it(command: list[str], tmp_path: Path) -> None:
+    begun = compose_config([*command, f"runs_dir={tmp_path}", "resume=auto"])
+    with RunFolder.create(tmp_path, begun.experiment, plain(replace(begun, resume=None))) as run:
+        pass
+    again = resume_config(run.path, [*command, f"runs_dir={tmp_path}", "resume=auto"])
+    assert again == replace(begun, resume=str(run.path))
+
+
+def test_a_run_may_move_to_another_cluster(tmp_path: Path) -> None:
+    begun = compose_config(["experiment=internvl3", "cluster=8x_gpu", "judge=none", "data.root=/d"])
+    with RunFolder.create(tmp_path, begun.experiment, plain(begun)) as run:
+        pass
+    moved = resume_config(run.path, ["cluster=2x8_gpu"])
+    assert (begun.cluster.num_nodes, moved.cluster.num_nodes, moved.learner.num_ranks) == (1, 2, 8)
+    assert replace(moved.rollout, num_engines=1) == replace(begun.rollout, num_engines=1)
 
 
 def test_resume_takes_the_saved_configuration_and_value_overrides(saved_run: Path) -> None:

@@ -14,8 +14,9 @@ from mrpo.atomic import write_bytes
 from mrpo.choices import BestMetric
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.manifest import write_manifest
+from mrpo.resumable import find_resumable
 from mrpo.rows import read_rows
-from mrpo.run_folder import RunFolder, check_writable, find_resumable
+from mrpo.run_folder import RunFolder, check_writable
 from mrpo.run_reading import (
     FORMAT,
     BestStep,
@@ -313,7 +314,7 @@ def test_one_writer_at_a_time(run: RunFolder) -> None:
     RunFolder.open(run.path).close()
 
 
-def test_find_resumable_is_the_newest_unfinished_free_run_with_a_checkpoint(tmp_path: Path) -> None:
+def test_find_resumable_is_the_newest_unfinished_free_run(tmp_path: Path) -> None:
     assert find_resumable(tmp_path, "demo") is None
     runs = [RunFolder.create(tmp_path, "demo", {}) for _ in range(5)]
     for run in runs[:4]:
@@ -323,9 +324,11 @@ def test_find_resumable_is_the_newest_unfinished_free_run_with_a_checkpoint(tmp_
     runs[3].set_status(RunStatus.FINISHED)
     for run in (runs[0], runs[2], runs[3], runs[4]):
         run.close()
+    assert find_resumable(tmp_path, "demo") == runs[4].path, "killed before its first checkpoint"
+    runs[4].set_status(RunStatus.FINISHED)
     assert find_resumable(tmp_path, "demo") == runs[2].path
     held = RunFolder.open(runs[2].path)
-    assert find_resumable(tmp_path, "demo") == runs[0].path
+    assert find_resumable(tmp_path, "demo") == runs[0].path, "runs[1] is still open too"
     held.close()
     assert find_resumable(tmp_path, "other") is None
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mrpo.compose import compose_config
 from mrpo.config import plain
 from mrpo.run_folder import RunFolder
-from mrpo.train import main
+from mrpo.train import configure, main
 
 
 @pytest.fixture(autouse=True)
@@ -115,8 +115,10 @@ def test_run_folder_not_writable(capfd: pytest.CaptureFixture[str], tmp_path: Pa
     expect_error(capfd, [f"runs_dir={tmp_path}/file/runs"], "cannot write to", "runs_dir")
 
 
-def test_nothing_to_resume(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    expect_error(capfd, ["resume=auto", f"runs_dir={tmp_path}"], "resume=auto", "start one without resume")
+def test_nothing_to_resume(capfd: pytest.CaptureFixture[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert configure(["resume=auto", f"runs_dir={tmp_path}"]).resume is None
+    assert f"there is no unfinished run under {tmp_path}/phantom, so a new one begins" in caplog.text
+    capfd.readouterr()
     expect_error(capfd, [f"resume={tmp_path}/none", f"runs_dir={tmp_path}"], "no config.yaml")
 
 
