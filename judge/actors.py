@@ -227,6 +227,11 @@ class JudgeActors:
         self._on_event(event)
 
 
+def _called(cls: type, name: str) -> type:
+    """The class with the actor's name for its `repr`: tasks of the actor and its process are called `judge-0.take`."""
+    return type(cls.__name__, (cls,), {"__repr__": lambda self: name, "__module__": cls.__module__})
+
+
 def _spawn(
     cls: type, name: str, *args: Any, retries: int, resources: Mapping[str, float] | None = None, **kwargs: Any
 ) -> tuple[Any, str]:
@@ -241,7 +246,7 @@ def _spawn(
         kwargs: of `cls`.
     """
     for name_of_life in (name, *(f"{name}.{number}" for number in range(2, MOST_NAMES))):
-        actor_class: Any = ray.remote(cls).options(
+        actor_class: Any = ray.remote(_called(cls, name_of_life)).options(
             name=name_of_life,
             num_cpus=ACTOR_CPUS,
             resources=dict(resources or {}),

@@ -33,6 +33,10 @@ class LearnerActor:
         self._tracing: Any = None
         self._snapshot: Any = None  # `learner.snapshot.Contents` of rank 0, between `snapshot` and `write`
 
+    def __repr__(self) -> str:
+        """As tasks of the actor and its process are called: `learner-0.step`."""
+        return f"learner-{self._rank_number}"
+
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this rank's host, where the group may meet."""
         import ray

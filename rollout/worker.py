@@ -49,6 +49,10 @@ class RolloutWorker:
             os.sched_setaffinity(0, spec.cores)  # the engine's thread inherits it
         self._thread = EngineThread(partial(_build_engine, spec))
 
+    def __repr__(self) -> str:
+        """As tasks of the actor and its process are called: `engine-0.generate`."""
+        return self._spec.actor_name or self._spec.name
+
     async def placed(self) -> WorkerInfo:
         """Where this is; known while the engine still starts."""
         import psutil
