@@ -15,17 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from mrpo.checkpoints import Checkpoints
 from mrpo.collection import Collector
 from mrpo.config import Config
-from mrpo.errors import JudgeUnavailableError, MRPOError, NonFiniteError, ParityError, WeightSyncError
+from mrpo.errors import JudgeUnavailableError, LearnerLostError, MRPOError, NonFiniteError, ParityError, WeightSyncError
 from mrpo.eval.on_record import put_on_record
 from mrpo.eval.record import EvalRecord
 from mrpo.faults import FaultLog
 from mrpo.judge_noise import NoisyTraces, add_judge_noise
 from mrpo.judge_stop import require_budget
 from mrpo.metrics import evaluation_metrics, step_distributions, step_metrics, sync_metrics
+from mrpo.nonfinite import SkippedSteps
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import Learner
+from mrpo.recovery import Recovery
 from mrpo.run_reading import BestStep, Checkpoint
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
 from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, judge_failures, score_group_batch
@@ -46,9 +49,13 @@ class Recorder(Protocol):
 
     def write_rollouts(self, step: int, traces: Sequence[ScoredTrace]) -> Path: ...
 
+    def write_nonfinite(self, step: int, traces: Sequence[ScoredTrace]) -> Path: ...
+
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path: ...
 
     def has_evaluation(self, name: str) -> bool: ...
+
+    def evaluation_metrics(self, name: str) -> Mapping[str, float]: ...
 
     @property
     def best(self) -> BestStep | None: ...
@@ -95,10 +102,27 @@ class Controller:
     _published: Mapping[str, float] | None = None  # what the step's weights took on their way
     _probe: ScoreSample | None = None
     _start_step: int = field(init=False)
-    _saved_step: int | None = None
+    checkpoints: Checkpoints = field(init=False)
+    recovery: Recovery = field(init=False)
+    skipped: SkippedSteps = field(init=False)
 
     def __post_init__(self) -> None:
         self._start_step = self.step
+        self.checkpoints = Checkpoints(
+            learner=self.learner,
+            recorder=self.recorder,
+            config=self.config.checkpoint,
+            faults=self.faults,
+            step=self.step or None,  # it began from there
+        )
+        self.recovery = Recovery(
+            learner=self.learner,
+            recorder=self.recorder,
+            checkpoints=self.checkpoints,
+            faults=self.faults,
+            max_restarts=self.config.watchdog.max_restarts,
+        )
+        self.skipped = SkippedSteps(recorder=self.recorder, faults=self.faults)
 
     async def run(self) -> None:
         """Gate, evaluate, train to the end, evaluate, save. Whatever ends it early, the steps done are in a checkpoint.
@@ -110,26 +134,47 @@ class Controller:
             JudgeBudgetError: the judge may not be paid any more.
             EngineError: an engine died or stalled.
             WeightSyncError: the new weights did not arrive.
-            NonFiniteError: the learner refused an update; resume goes on from the newest earlier checkpoint.
+            NonFiniteError: the learner refused two updates in a row; resume goes on from the newest checkpoint.
+            LearnerLostError: it was lost again and again, and got no further.
         """
         try:
             await self._run()
-        except NonFiniteError:
+        except NonFiniteError as error:
+            await save_after(error, self.checkpoints.settle)
             raise  # the learner refused the update; what it holds is the last checkpoint's business
         except MRPOError as error:
             nothing_done = self.step == self._start_step and isinstance(error, ParityError)
-            if not nothing_done:
-                await save_after(error, self.save)
+            if not nothing_done and self.recovery.is_whole:
+                await save_after(error, self.finish_saving)
             raise
+        finally:
+            await self.checkpoints.abandon()  # one is left only where the run was broken off
 
     async def _run(self) -> None:
-        config, resumed = self.config, self.step > 0
+        """To the end, however often the learner is lost on the way."""
+        while True:
+            try:
+                return await self._go_on()
+            except LearnerLostError as error:
+                # On a GPU that they share, the learner needs more room to load a model than to hold one.
+                await self.collector.rollout.sleep()
+                self.step = await self._until_stopped(self.recovery.start_again(error, self.step))
+
+    async def _go_on(self) -> None:
+        """From the steps done; what is on record already is not done again."""
+        config = self.config
         await self.sync()
-        await self.parity_gate()
-        if config.eval.before and not resumed:
+        self.recovery.mended()
+        if self._probe is None:
+            await self.parity_gate()
+        if config.eval.before and self.step == 0 and not self.recorder.has_evaluation("before"):
             await self.evaluate("before", self.test)
-        if self._is_evaluated_on_the_way and not self.recorder.has_evaluation(f"step_{self.step}"):
-            await self.evaluate_slice()  # the earlier part of the run ended before it could
+        if self._is_evaluated_on_the_way:  # the earlier part of the run may have ended before it could
+            name = f"step_{self.step}"
+            if self.recorder.has_evaluation(name):
+                await self._keep_best(self.recorder.evaluation_metrics(name))
+            else:
+                await self.evaluate_slice()
         while self.step < config.num_steps:
             await self.train_step()
             every = config.checkpoint.every_steps
@@ -137,11 +182,12 @@ class Controller:
                 await self.save()
             if self._is_evaluated_on_the_way:
                 await self.evaluate_slice()
-        await self.save()
+        await self.finish_saving()
         if config.eval.after:
             records = await self.evaluate("after", self.test)
             if config.eval.every_steps:
-                await self._keep_best(records[: config.eval.num_periodic])
+                await self._keep_best(evaluation_metrics(records[: config.eval.num_periodic]))
+                await self.finish_saving()
 
     @property
     def _is_evaluated_on_the_way(self) -> bool:
@@ -173,7 +219,7 @@ class Controller:
         if samples:
             with self.span("learn"):
                 await self.collector.rollout.sleep()
-                stats = await self.learner.step(samples, progress=self.step / config.num_steps)
+                stats = await self._learn(batch)
         self.step += 1
         try:
             if samples:
@@ -184,6 +230,16 @@ class Controller:
             # The update is made: the step is on record even where the engines did not get it.
             self._record_step(batch, stats, noisy, started_s=started_s, sync_s=sync_s)
 
+    async def _learn(self, batch: ScoredBatch) -> LearnStats | None:
+        """None: the learner refused the update, and the step is skipped."""
+        try:
+            stats = await self.learner.step(batch.train_samples(), progress=self.step / self.config.num_steps)
+        except NonFiniteError as error:
+            self.skipped.skip(error, self.step + 1, batch.traces)
+            return None
+        self.skipped.applied()
+        return stats
+
     def _record_step(
         self, batch: ScoredBatch, stats: LearnStats | None, noisy: NoisyTraces, *, started_s: float, sync_s: float
     ) -> None:
@@ -192,6 +248,7 @@ class Controller:
             | dict(self.judge_metrics())
             | dict(self.queue_metrics())
             | self.faults.take_metrics()
+            | self.checkpoints.take_metrics()
             | sync_metrics(self._published)
             | step_metrics(
                 batch.traces,
@@ -244,6 +301,18 @@ class Controller:
                 require_parity(result, bound=self.config.parity.probe_max_diff, setting="parity.probe_max_diff")
         return time.perf_counter() - started
 
+    async def _publish(self) -> Mapping[str, float]:
+        """Repeated with those that are left where an engine is lost on the way."""
+        rollout = self.collector.rollout
+        while True:
+            receivers = await self._until_stopped(rollout.receivers())
+            try:
+                return await self.learner.publish(receivers)
+            except WeightSyncError as error:
+                if not await rollout.lost_receivers():
+                    raise
+                logger.warning("the weights are sent again, because an engine was lost on the way: %s", error)
+
     async def parity_gate(self) -> ParityResult:
         """Compare log-probs of freshly sampled completions with images; keeps one of them as the probe."""
         parity = self.config.parity
@@ -281,14 +350,14 @@ class Controller:
 
     async def evaluate_slice(self) -> None:
         """Evaluate during training, on a part of the questions; the best step's checkpoint is kept."""
-        await self._keep_best(await self.evaluate(f"step_{self.step}", self.test[: self.config.eval.num_periodic]))
+        records = await self.evaluate(f"step_{self.step}", self.test[: self.config.eval.num_periodic])
+        await self._keep_best(evaluation_metrics(records))
 
-    async def _keep_best(self, records: Sequence[EvalRecord]) -> None:
-        metric, best = self.config.checkpoint.best, self.recorder.best
-        value = evaluation_metrics(records).get(f"eval/{metric}")  # absent where nothing was judged
+    async def _keep_best(self, metrics: Mapping[str, float]) -> None:
+        metric, best = self.config.checkpoint.best, self.checkpoints.best
+        value = metrics.get(f"eval/{metric}")  # absent where nothing was judged
         if value is not None and (best is None or best.is_beaten_by(metric, value)):
-            await self.save()
-            self.recorder.mark_best(BestStep(step=self.step, metric=metric, value=value))
+            await self.save(BestStep(step=self.step, metric=metric, value=value))
 
     async def evaluate(self, name: str, questions: Sequence[Example]) -> list[EvalRecord]:
         """Greedy completions of held-out questions, their accuracy and their failure cascades, put on record."""
@@ -300,32 +369,19 @@ class Controller:
             traces = await self._until_stopped(work)
         return put_on_record(name, traces, config, step=self.step, recorder=self.recorder, watchers=self.watchers)
 
-    async def save(self) -> None:
-        """Write a checkpoint of the steps done, unless there is one."""
-        if self._saved_step == self.step:
-    async def _publish(self) -> Mapping[str, float]:
-        """Repeated with those that are left where an engine is lost on the way."""
-        rollout = self.collector.rollout
-        while True:
-            receivers = await self._until_stopped(rollout.receivers())
-            try:
-                return await self.learner.publish(receivers)
-            except WeightSyncError as error:
-                if not await rollout.lost_receivers():
-                    raise
-                logger.warning("the weights are sent again, because an engine was lost on the way: %s", error)
+    async def save(self, best: BestStep | None = None) -> None:
+        """Take a checkpoint of the steps done, unless there is one; it is written while training goes on."""
+        with self.span("checkpoint"):
+            await self.checkpoints.save(self.step, best=best)
 
-            return
-        with (
-            self.span("checkpoint"),
-            self.recorder.checkpoint(self.step, keep_last=self.config.checkpoint.keep_last) as folder,
-        ):
-            await self.learner.save(str(folder))
-        self._saved_step = self.step
+    async def finish_saving(self) -> None:
+        """A checkpoint of the steps done, on disk."""
+        with self.span("checkpoint"):
+            await self.checkpoints.finish(self.step)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for `work`, but give it up as soon as a stop is asked for."""
-        reason = StopRequested(f"stopped by the user after {self.step} steps")
+        reason = StopRequested(f"stopped after {self.step} steps")
         if self.stop.is_set():
             work.close()
             raise reason

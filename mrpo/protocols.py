@@ -123,7 +123,19 @@ class Learner(Protocol):
         ...
 
     async def save(self, folder: str) -> None:
-        """Write everything needed to resume, and `hf/`, into an existing folder."""
+        """Write everything needed to resume, `hf/` and `manifest.json` into an existing folder."""
+        ...
+
+    async def snapshot(self) -> None:
+        """Copy what `save` would write to main memory."""
+        ...
+
+    async def write(self, folder: str) -> None:
+        """Write the newest snapshot as `save` does; other calls may be made meanwhile."""
+        ...
+
+    async def restart(self) -> None:
+        """End what is left of its ranks and start new ones, with the weights the run began with; then `load`."""
         ...
 
     async def load(self, folder: str) -> None:

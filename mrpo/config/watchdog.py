@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
-from mrpo.config.fields import STRICT, Positive
+from mrpo.config.fields import STRICT, NonNegativeInt, Positive
 
 
 @dataclass(kw_only=True, frozen=True, config=STRICT)
@@ -23,3 +23,4 @@ class WatchdogConfig:
         900.0  # one judge actor's answer to one request, with its retries; not while its endpoint is out
     )
     node_poll_s: Positive = 5.0  # between two looks at the cluster's nodes
+    max_restarts: NonNegativeInt = 3  # of a lost or stuck learner, in a row without a new step between them

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mrpo.errors import ResourceError
 from mrpo.eval.record import EvalRecord
 from mrpo.manifest import write_manifest
+from mrpo.metrics import evaluation_metrics
 from mrpo.phantom.language import Belief, QuestionKind, rule_steps, write_answer, write_steps
 from mrpo.rewards.normalise import normalise_answer
 from mrpo.run_reading import BestStep, Checkpoint
@@ -29,9 +31,9 @@ from mrpo.types import (
     AnswerJudgement,
     AnswerRequest,
     Completion,
+    EngineDepth,
     Example,
     FailureReason,
-    EngineDepth,
     FinishReason,
     JudgeFailure,
     Judgement,
@@ -155,6 +157,8 @@ class FakeRollout:
     def depths(self) -> list[EngineDepth]:
         return []
 
+    async def sleep(self) -> None:
+        assert not self.open_streams
         self.diary.append("engine sleeps")
 
     async def wake_up(self) -> None:
@@ -236,10 +240,22 @@ class FakeLearner:
     score_offsets: Mapping[int, float] = field(default_factory=dict)  # token id → nats
     lost_updates: frozenset[int] = frozenset()  # counters of weights that never arrive at the engine
     weights: int = 0
+    copied: int = 0  # the weights of the newest snapshot
+    write_s: float = 0.0  # seconds that a write takes
+    full_disk: set[int] = field(default_factory=set)  # counters of weights that cannot be written
     batches: list[list[TrainSample]] = field(default_factory=list)
     progress: list[float] = field(default_factory=list)
+    on_call: Callable[[str], None] = lambda method: None  # may raise; nothing has been done by then
+    restarts: int = 0
+
+    async def restart(self) -> None:
+        self.on_call("restart")
+        self.restarts += 1
+        self.diary.append("restarted")
+        self.weights = 0
 
     async def step(self, samples: Sequence[TrainSample], *, progress: float) -> LearnStats:
+        self.on_call("step")
         await asyncio.sleep(0)
         self.batches.append(list(samples))
         self.progress.append(progress)
@@ -259,6 +275,7 @@ class FakeLearner:
         )
 
     async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
+        self.on_call("score")
         self.diary.append("learner scores")
         return [
             [
@@ -273,17 +290,33 @@ class FakeLearner:
         ]
 
     async def publish(self, receivers: Sequence[Any]) -> Mapping[str, float]:
+        self.on_call("publish")
         self.diary.append("published")
         if self.weights not in self.lost_updates:
             self.engine.weights = self.weights
         return {"bytes": 8.0, "buckets": 1.0, "seconds": 0.0}
 
     async def save(self, folder: str) -> None:
+        self.on_call("save")
         self.diary.append(f"saved {self.weights}")
         Path(folder, "weights.json").write_text(json.dumps(self.weights))
         write_manifest(Path(folder))
 
+    async def snapshot(self) -> None:
+        self.on_call("snapshot")
+        self.copied = self.weights
+
+    async def write(self, folder: str) -> None:
+        self.on_call("write")
+        await asyncio.sleep(self.write_s)
+        self.diary.append(f"saved {self.copied}")
+        if self.copied in self.full_disk:
+            raise ResourceError("the disk is full")
+        Path(folder, "weights.json").write_text(json.dumps(self.copied))
+        write_manifest(Path(folder))
+
     async def load(self, folder: str) -> None:
+        self.on_call("load")
         self.weights = json.loads(Path(folder, "weights.json").read_text())
 
 
@@ -296,6 +329,7 @@ class FakeRecorder:
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     rollouts: dict[int, list[ScoredTrace]] = field(default_factory=dict)
     evaluations: dict[str, list[EvalRecord]] = field(default_factory=dict)
+    nonfinite: dict[int, list[ScoredTrace]] = field(default_factory=dict)
     checkpoints: list[int] = field(default_factory=list)
     keep_last: set[int | None] = field(default_factory=set)
     best: BestStep | None = None
@@ -307,6 +341,10 @@ class FakeRecorder:
         self.rollouts[step] = list(traces)
         return self.folder / f"step_{step}"
 
+    def write_nonfinite(self, step: int, traces: Sequence[ScoredTrace]) -> Path:
+        self.nonfinite[step] = list(traces)
+        return self.folder / "nonfinite" / f"step_{step:05d}.parquet"
+
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path:
         self.diary.append(f"evaluated {name}")
         self.evaluations[name] = list(records)
@@ -314,6 +352,9 @@ class FakeRecorder:
 
     def has_evaluation(self, name: str) -> bool:
         return name in self.evaluations
+
+    def evaluation_metrics(self, name: str) -> Mapping[str, float]:
+        return evaluation_metrics(self.evaluations[name])
 
     def mark_best(self, best: BestStep) -> None:
         self.best = best

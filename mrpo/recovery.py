@@ -1,0 +1,121 @@
+"""How a run goes on when its learner was lost: from the newest good checkpoint, as if it had stopped there.
+
+Prompts, samples and seeds follow from a step's number alone, so that the steps which are done again are the same to the
+bit on a CPU, and none is on record twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mrpo.errors import LearnerLostError, LearnerStuckError
+from mrpo.faults import Fault, FaultKind, FaultLog
+from mrpo.run_reading import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class RestartableLearner(Protocol):
+    """Owns the weights being trained."""
+
+    async def restart(self) -> None:
+        """End what is left of its ranks and start new ones, with the weights the run began with."""
+        ...
+
+    async def load(self, folder: str) -> None:
+        """Restore what a checkpoint holds."""
+        ...
+
+
+class RewindableRecorder(Protocol):
+    """Where the record is kept (the run folder)."""
+
+    def latest_good_checkpoint(self, on_damaged: Callable[[Checkpoint, str], None]) -> Checkpoint | None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+
+class Saver(Protocol):
+    """Who takes checkpoints."""
+
+    async def abandon(self) -> None: ...
+
+    async def restart(self, step: int | None) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Recovery:
+    """Of one run's learner."""
+
+    learner: RestartableLearner
+    recorder: RewindableRecorder
+    checkpoints: Saver
+    faults: FaultLog
+    max_restarts: int  # in a row, without a new step between them
+    is_whole: bool = True  # False: the learner does not hold the weights of the steps done, and must not be saved
+    _highest: int = -1  # step that was reached before a loss
+    _restarts: int = 0  # since it was reached
+    _open: list[Fault] = field(default_factory=list)
+
+    async def start_again(self, error: LearnerLostError, step: int) -> int:
+        """Start the learner and rewind the record.
+
+        Args:
+            error: how it was lost.
+            step: optimizer steps done by then.
+
+        Returns:
+            The steps done from which the run goes on.
+
+        Raises:
+            LearnerLostError: it was lost too often without a new step.
+            ResourceError: there is no place for it any more.
+            DataError: every checkpoint is damaged.
+        """
+        self.is_whole = False
+        if step > self._highest:
+            self._highest, self._restarts = step, 0
+        while True:
+            self._note(error)
+            try:
+                checkpoint = await self._start()
+            except LearnerLostError as again:
+                error = again
+                continue
+            back = checkpoint.step if checkpoint is not None else 0
+            await self.checkpoints.restart(checkpoint.step if checkpoint is not None else None)
+            self.recorder.rewind(back)
+            self.is_whole = True
+            logger.warning("the learner goes on from step %d; %d steps are done again", back, step - back)
+            return back
+
+    def mended(self) -> None:
+        """The engines have its weights again."""
+        while self._open:
+            self.faults.end(self._open.pop())
+
+    def _note(self, error: LearnerLostError) -> None:
+        kind = FaultKind.LEARNER_STUCK if isinstance(error, LearnerStuckError) else FaultKind.LEARNER_LOST
+        self._open.append(self.faults.begin(kind, error.who, str(error)))
+        self._restarts += 1
+        if self._restarts > self.max_restarts:
+            raise LearnerLostError(
+                f"{error}; the learner was started again {self.max_restarts} times (watchdog.max_restarts) and got no "
+                f"further than step {self._highest}: mend the cause, then go on with resume=<this run>",
+                error.who,
+            ) from error
+
+    async def _start(self) -> Checkpoint | None:
+        await self.checkpoints.abandon()  # what was being written can no longer be finished
+        checkpoint = await asyncio.to_thread(self.recorder.latest_good_checkpoint, self._passed_over)
+        await self.learner.restart()
+        if checkpoint is not None:
+            await self.learner.load(str(checkpoint.path))
+        return checkpoint
+
+    def _passed_over(self, checkpoint: Checkpoint, reason: str) -> None:
+        self.faults.end(self.faults.begin(FaultKind.CHECKPOINT_DAMAGED, checkpoint.path.name, reason))

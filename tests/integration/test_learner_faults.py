@@ -1,0 +1,110 @@
+"""Learner ranks that die or hang in the middle of a step: said at once, and made good from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from learner.group import DeepSpeedLearner
+from mrpo.config import WatchdogConfig
+from mrpo.errors import LearnerLostError, LearnerStuckError
+from mrpo.stacks import is_actor
+from mrpo.types import TrainSample
+from tests.integration.learner_world import build_world, completions, spec, to_score
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+NUM_STEPS = 3
+START_S = 120.0  # of two ranks on a busy machine
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("learner")
+    build_world(folder)
+    return folder
+
+
+async def pids(learner: DeepSpeedLearner) -> list[int]:
+    return [pid for _, pid in await learner._ranks.call("where")]
+
+
+async def disturbed(
+    learner: DeepSpeedLearner, samples: list[TrainSample], victim: int, number: signal.Signals
+) -> LearnerLostError:
+    """Send a rank a signal while it learns; returns what the learner says of it."""
+    step = asyncio.create_task(learner.step(samples, progress=0.4))
+    await asyncio.sleep(0.05)
+    os.kill(victim, number)
+    with pytest.raises(LearnerLostError) as caught:
+        await step
+    return caught.value
+
+
+def test_a_lost_and_a_stuck_rank(world: Path, tmp_path: Path) -> None:
+    """One group through all of it: the losses from the checkpoint on are those of a group that nothing happened to."""
+    samples = completions(world, num_groups=40, group_size=4)  # a step takes a second
+
+    async def body() -> None:
+        settings = spec(world, num_ranks=2, watchdog=WatchdogConfig(learn_s=START_S))
+        learner = DeepSpeedLearner(settings, log_dir=str(tmp_path))
+        await learner.start()
+        try:
+            await learner.step(samples, progress=0.0)
+            (tmp_path / "one").mkdir()
+            await learner.save(str(tmp_path / "one"))
+            expected = [(await learner.step(samples, progress=0.2 * (1 + n))).loss for n in range(NUM_STEPS)]
+
+            first = await pids(learner)
+            started = time.monotonic()
+            lost = await disturbed(learner, samples, first[1], signal.SIGKILL)
+            assert time.monotonic() - started < 30.0, "not after a collective's timeout"
+            assert lost.who == "learner-1" and "died during step" in str(lost)
+            assert not isinstance(lost, LearnerStuckError)
+            assert not any(map(is_actor, first)), "the rank that waited for it is ended as well"
+            with pytest.raises(LearnerLostError, match=r"learner-1 died during step.*no ranks to score"):
+                await learner.score(to_score(samples[:1]))
+            await learner.restart()
+            await learner.load(str(tmp_path / "one"))
+            again = [(await learner.step(samples, progress=0.2 * (1 + n))).loss for n in range(NUM_STEPS)]
+            assert again == expected
+
+            second = await pids(learner)
+            assert not set(first) & set(second)
+            learner._spec = spec(world, num_ranks=2, watchdog=WatchdogConfig(learn_s=4.0))
+            stuck = await disturbed(learner, samples, second[0], signal.SIGSTOP)
+            assert isinstance(stuck, LearnerStuckError)
+            assert stuck.who.startswith("learner-0"), stuck
+            told = str(stuck)
+            assert "did not step within watchdog.learn_s=4 s: is stopped (state T)" in told
+            assert "learner-1" in told and "learner/step.py" in told
+            [file] = tmp_path.glob("stacks-learner-step-*.txt")
+            assert "train_step" in file.read_text() and "learner-1" in file.read_text()
+            assert not any(map(is_actor, second)), "a stopped process is ended too"
+        finally:
+            await learner.close()
+
+    asyncio.run(body())
+
+
+def test_a_rank_that_dies_while_it_starts(world: Path) -> None:
+    async def body() -> None:
+        learner = DeepSpeedLearner(spec(world, num_ranks=2))
+        starting = asyncio.create_task(learner.start())
+        while not learner._ranks._processes:
+            await asyncio.sleep(0.05)
+            assert not starting.done()
+        os.kill(learner._ranks._processes[1].pid, signal.SIGKILL)
+        with pytest.raises(LearnerLostError, match=r"learner-1.* died during (rendezvous|start)"):
+            await starting
+        await learner.close()
+
+    asyncio.run(body())
