@@ -13,6 +13,7 @@ from mrpo.errors import MRPOError, UserError
 USER_ERROR = 2  # the user can mend it
 FAILED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PREEMPTED = 143  # 128 + SIGTERM: a scheduler took the machine back, and may start the same command again
 
 
 def exit_code(command: Callable[[], int]) -> int:

@@ -80,6 +80,11 @@ class FaultLog:
         logger.warning("recovered from %s of %s after %.1f s", fault.kind.value, fault.who, fault.recovery_s)
         self._write(fault)
 
+    def resume(self, fault: Fault) -> None:
+        """A fault that ended the process before this one: it is counted now, and over."""
+        self._new[fault.kind] += 1
+        self.end(fault)
+
     @contextmanager
     def during(self, kind: FaultKind, who: str, detail: str = "") -> Iterator[Fault]:
         """A fault that is mended when the block ends without an error."""

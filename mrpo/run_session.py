@@ -7,14 +7,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from mrpo.command_line import INTERRUPTED
 from mrpo.config import Config, JudgeConfig, PriceConfig, plain
 from mrpo.console import Console
 from mrpo.controller import StopRequested
 from mrpo.errors import JudgeBudgetError, MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
+from mrpo.faults import FAULTS_FILE, Fault, FaultKind, FaultLog, read_faults
 from mrpo.judge_bill import bill_text
 from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger, read_spending
 from mrpo.judge_stop import larger, require_some_left
@@ -37,13 +38,37 @@ def open_run(config: Config) -> RunFolder:
     return run
 
 
-def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console) -> Checkpoint | None:
-    """The checkpoint a resumed run goes on from, with all that came after it taken off the record."""
+def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console, faults: FaultLog) -> Checkpoint | None:
+    """The checkpoint a resumed run goes on from, with all that came after it taken off the record.
+
+    Args:
+        run: its folder.
+        config: of the run.
+        console: told where the run goes on, and of a checkpoint that is passed over.
+        faults: of the run; a preemption that ended its last process is over.
+
+    Returns:
+        None: the run begins, anew where it was killed before its first checkpoint.
+
+    Raises:
+        DataError: every checkpoint is damaged.
+    """
     if config.resume is None:
         return None
-    checkpoint = run.latest_checkpoint()
+
+    def passed_over(bad: Checkpoint, reason: str) -> None:
+        damages.append(faults.begin(FaultKind.CHECKPOINT_DAMAGED, bad.path.name, reason))
+        console.note(f"{bad.path.name} is passed over: {reason}")
+
+    damages: list[Fault] = []
+    checkpoint = run.latest_good_checkpoint(passed_over)
     step = checkpoint.step if checkpoint else 0
     run.rewind(step)
+    for damage in damages:
+        faults.end(damage)
+    for fault in read_faults(run.path):
+        if fault.kind == FaultKind.PREEMPTED and fault.recovery_s is None:
+            faults.resume(fault)
     console.note(f"resuming at step {step}")
     return checkpoint
 
@@ -104,9 +129,11 @@ async def record_run(
                 experiment=config.experiment,
                 config_tree=plain(config),
             )
-            code = await _until_stopped(run, tracker, console, signals, train, command=command)
+            code = await _until_stopped(
+                run, tracker, console, signals, train, command=command, grace_s=config.checkpoint.grace_s
+            )
         except MRPOError as error:
-            run.set_status(RunStatus.INTERRUPTED, str(error))
+            _set_status(run, str(error))
             raise
         finally:
             if tracker is not None:
@@ -123,23 +150,53 @@ async def _until_stopped(
     train: Callable[[RunFolder, Tracker], Awaitable[None]],
     *,
     command: str,
+    grace_s: float,
 ) -> int:
+    signals.on_late = partial(_say_late, run, console, grace_s)
     try:
         await train(run, tracker)
     except StopRequested as stopped:
-        run.set_status(RunStatus.INTERRUPTED, str(stopped))
-        console.note(f'{stopped}; go on with: {command} ARGS="resume={run.path}"')
-        return INTERRUPTED
+        reason = f"{stopped} {signals.who}"
+        _set_status(run, reason)
+        if signals.preempted:
+            FaultLog(run.path / FAULTS_FILE).begin(FaultKind.PREEMPTED, "driver", reason)
+        console.note(f'{reason}; go on with: {command} ARGS="resume={run.path}"')
+        return signals.exit_code
     except JudgeBudgetError as error:
         way_on = f'{command} ARGS="resume={run.path} {larger(error)}"'
         raise JudgeBudgetError(f"{error}; the steps done are kept, go on with a larger one: {way_on}") from None
     except asyncio.CancelledError:
         if not signals.stop.is_set():
             raise
-        run.set_status(RunStatus.INTERRUPTED, "stopped by the user")
-        return INTERRUPTED
+        reason = f"stopped {signals.who}"
+        _set_status(run, reason)
+        if signals.preempted:
+            FaultLog(run.path / FAULTS_FILE).begin(FaultKind.PREEMPTED, "driver", reason)
+        return signals.exit_code
     run.set_status(RunStatus.FINISHED)
     return 0
+
+
+def _set_status(run: RunFolder, reason: str) -> None:
+    """Say how the run ended early; a full disk must not hide it."""
+    try:
+        run.set_status(RunStatus.INTERRUPTED, reason)
+    except MRPOError as error:
+        logger.error("%s", error)
+
+
+def _say_late(run: RunFolder, console: Console, grace_s: float) -> None:
+    """The scheduler may kill the run any moment."""
+    newest = run.latest_checkpoint()
+    saved = newest.step if newest is not None else 0
+    if saved == run.state.step:
+        return
+    text = (
+        f"no checkpoint of step {run.state.step} within checkpoint.grace_s={grace_s:g} of SIGTERM: if the run is "
+        f"killed now, it goes on from step {saved}; give it more time, or take checkpoints more often"
+    )
+    run.event(text, logging.WARNING)
+    console.note(text)
 
 
 def conclude(run: RunFolder, console: Console, *, prices: Mapping[str, PriceConfig], started: float) -> None:
@@ -160,7 +217,7 @@ def conclude(run: RunFolder, console: Console, *, prices: Mapping[str, PriceConf
     if evaluations or run.state.step:
         try:
             report = write_report(run.path)
-        except MRPOError as error:  # must not hide how the run itself ended
+        except (MRPOError, OSError) as error:  # must not hide how the run itself ended
             logger.error("no report: %s", error)
     try:
         spent = read_spending(run.path / SPENDING_FILE)

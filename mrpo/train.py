@@ -1,6 +1,6 @@
 """`python -m mrpo.train [overrides]`: one training run, from command line to report.
 
-Exit codes: 0 done, 1 a fault, 2 something the user can mend (one line says what), 130 interrupted.
+Exit codes: 0 done, 1 a fault, 2 something the user can mend (one line says what), 130 interrupted, 143 preempted.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class TrainingRun:
         self.model_folder = model_folder
         self.console = console
         self.started = started
-        self.signals = StopSignals(console, "the step in hand is given up, a checkpoint is saved")
+        self.signals = StopSignals(
+            console, "the step in hand is given up, a checkpoint is saved", grace_s=config.checkpoint.grace_s
+        )
 
     async def execute(self) -> int:
         """Returns the exit code."""
@@ -141,8 +143,8 @@ class TrainingRun:
         self.signals.catch()
         log_dir = run.path / "logs"
         log_dir.mkdir(exist_ok=True)
-        checkpoint = rewind_to_checkpoint(run, self.config, self.console)
         faults = FaultLog(run.path / FAULTS_FILE)
+        checkpoint = rewind_to_checkpoint(run, self.config, self.console, faults)
         async with (
             running_parts(
                 self.config,

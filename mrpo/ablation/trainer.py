@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-from mrpo.command_line import INTERRUPTED
+from mrpo.command_line import INTERRUPTED, PREEMPTED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -76,7 +76,7 @@ class ProcessTrainer:
             begin = file.tell()
             code = INTERRUPTED if self._is_stopped else self._wait([*self._command, *overrides], file)
         wall_s = time.monotonic() - started
-        if self._is_stopped or code in (INTERRUPTED, -signal.SIGINT):
+        if self._is_stopped or code in (INTERRUPTED, PREEMPTED, -signal.SIGINT):
             # A training that came to its end as the signal arrived is found finished by its run folder.
             return Outcome(status=VariantStatus.INTERRUPTED, error=None, wall_s=wall_s)
         if code == 0:

@@ -1,6 +1,6 @@
 """`python -m mrpo.sft [overrides]`: supervised training on gold rationales, from command line to report.
 
-Exit codes: 0 done, 1 a fault, 2 something the user can mend (one line says what), 130 interrupted.
+Exit codes: 0 done, 1 a fault, 2 something the user can mend (one line says what), 130 interrupted, 143 preempted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mrpo.compose import compose_config, resume_config
 from mrpo.config import Config
 from mrpo.console import Console
 from mrpo.data.load import load_dataset
+from mrpo.faults import FAULTS_FILE, FaultLog
 from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
 from mrpo.parts import answer_similarity, running_evaluation_parts
@@ -120,7 +121,9 @@ class _Run:
         self.model_folder = model_folder
         self.console = console
         self.started = started
-        self.signals = StopSignals(console, "after the step in hand, a checkpoint is saved")
+        self.signals = StopSignals(
+            console, "after the step in hand, a checkpoint is saved", grace_s=job.config.checkpoint.grace_s
+        )
 
     async def execute(self) -> int:
         """Returns the exit code."""
@@ -132,7 +135,8 @@ class _Run:
         """The phases of a run, each with the machine to itself."""
         self.signals.catch()
         (run.path / "logs").mkdir(exist_ok=True)
-        checkpoint = rewind_to_checkpoint(run, self.config, self.console)
+        faults = FaultLog(run.path / FAULTS_FILE)
+        checkpoint = rewind_to_checkpoint(run, self.config, self.console, faults)
         step = checkpoint.step if checkpoint else 0
         rewind_heldout(run.path, step)
         folder = await policy_folder(
@@ -145,7 +149,7 @@ class _Run:
         if self.config.eval.before and not run.has_evaluation("before"):
             await self._evaluate("before", folder, run, tracker, step=0)
         if not self._is_trained(run, step):
-            await self._learn(folder, checkpoint, run, tracker)
+            await self._learn(folder, checkpoint, run, tracker, faults)
         last = run.latest_checkpoint()
         assert last is not None, "training ends with a checkpoint"
         if self.config.eval.after:
@@ -156,7 +160,9 @@ class _Run:
         measured = not self.job.held_out.shown or any(item.step == step for item in read_heldout(run.path))
         return step >= self.job.order.num_steps and measured
 
-    async def _learn(self, folder: Path, checkpoint: Checkpoint | None, run: RunFolder, tracker: Tracker) -> None:
+    async def _learn(
+        self, folder: Path, checkpoint: Checkpoint | None, run: RunFolder, tracker: Tracker, faults: FaultLog
+    ) -> None:
         def on_held_out(found: HeldOutLoss) -> None:
             self.console.note(
                 f"held-out loss after {found.epoch} of {self.job.order.num_epochs} epochs: {found.loss:.4f} nats a "
@@ -180,6 +186,7 @@ class _Run:
                 watchers=[self.console, tracker, telemetry.watcher],
                 on_held_out=on_held_out,
                 stop=self.signals.stop,
+                faults=faults,
                 step=checkpoint.step if checkpoint else 0,
             )
             self.signals.training = True

@@ -149,7 +149,7 @@ class SupervisedTrainer:
 
     def _refuse_when_stopped(self) -> None:
         if self.stop.is_set():
-            raise StopRequested(f"stopped by the user after {self.step} of {self.order.num_steps} steps")
+            raise StopRequested(f"stopped after {self.step} of {self.order.num_steps} steps")
 
     async def _finish_saving(self) -> None:
         """A checkpoint of the steps done, on disk."""
