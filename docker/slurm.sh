@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# A training run under SLURM: a Ray cluster on the nodes of the job, for as long as the job lasts.
+#   sbatch docker/slurm.sh experiment=internvl3 cluster=2x8_gpu data.root=<folder> judge.url=<http://host:8000/v1> judge.model=<name>
+# from the checkout, after `make setup` there; the checkout, runs and data lie on a file system that all nodes share.
+# At the time limit and on preemption the run saves a checkpoint, the job is queued again, and the run goes on from it.
+# Options of sbatch before the script's name win over these: sbatch --nodes=4 --time=4:00:00 docker/slurm.sh …
+#SBATCH --job-name=mrpo
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.log
+#SBATCH --signal=B:USR1@300
+# shellcheck disable=SC2329 # functions that traps call
+set -euo pipefail
+
+cd "${SLURM_SUBMIT_DIR:?submit this with sbatch}"
+export PATH="${MRPO_BIN:-$PWD/.venv/bin}:$PATH" # of the environment that make setup made
+export RAY_USAGE_STATS_ENABLED=0
+unset RAY_ADDRESS
+START_S="${MRPO_START_S:-300}" # for all nodes to join
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head="${nodes[0]}" # this script runs there
+ip="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')"
+port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not meet
+address="$ip:$port"
+
+steps=()
+driver=
+requeue=
+
+end_cluster() {
+    ((${#steps[@]} == 0)) || kill -TERM "${steps[@]}" 2>/dev/null || true
+    wait
+}
+trap end_cluster EXIT
+
+# Preemption and the time limit arrive as USR1, 300 s ahead; scancel --batch as TERM, and then the job is to end.
+stop_run() {
+    echo "stopping: $1"
+    [[ -z "$driver" ]] || kill -TERM "$driver" 2>/dev/null || true
+}
+trap 'requeue=yes; stop_run "the job is to leave its nodes; it goes on later"' USR1
+trap 'stop_run "the job is cancelled"' TERM INT
+
+start_node() { # node, arguments of ray start
+    local node="$1"
+    shift
+    srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap --export=ALL ray start --block "$@" &
+    steps+=("$!")
+}
+
+start_node "$head" --head --node-ip-address="$ip" --port="$port" --dashboard-host=127.0.0.1 \
+    --temp-dir="/tmp/ray-$SLURM_JOB_ID"
+deadline=$((SECONDS + START_S))
+until ray health-check --address="$address" >/dev/null 2>&1; do
+    ((SECONDS < deadline)) || { echo "no Ray head at $address within $START_S s" >&2; exit 1; }
+    sleep 2
+done
+for node in "${nodes[@]:1}"; do
+    start_node "$node" --address="$address"
+done
+python - "$address" "${#nodes[@]}" "$((deadline - SECONDS))" <<'PYTHON'
+import sys, time
+import ray
+
+address, wanted, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+deadline = time.monotonic() + seconds
+while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
+    if time.monotonic() > deadline:
+        sys.exit(f"{there} of {wanted} nodes joined Ray at {address} in time; the log names those that did not")
+    time.sleep(2)
+PYTHON
+
+if [[ -z "$requeue" ]]; then
+    python -m mrpo.train "$@" cluster.address="$address" resume=auto &
+    driver="$!"
+fi
+code=1
+if [[ -n "$driver" ]]; then
+    while kill -0 "$driver" 2>/dev/null; do
+        code=0
+        wait "$driver" || code="$?" # a trapped signal ends the wait, and not the run
+    done
+    again=0
+    wait "$driver" || again="$?" # the run's own code, where bash still knows it
+    ((again == 127)) || code="$again"
+fi
+
+if [[ -n "$requeue" && "$code" != 0 ]]; then
+    scontrol requeue "$SLURM_JOB_ID" || true # SLURM may have done it itself
+fi
+exit "$code"

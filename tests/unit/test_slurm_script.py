@@ -1,0 +1,134 @@
+"""docker/slurm.sh with stand-ins for SLURM, Ray and the training: what it starts, hands on, and does about signals.
+
+No scheduler is at hand; each stand-in writes down how it was called.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.locations import REPOSITORY
+
+SCRIPT = REPOSITORY / "docker" / "slurm.sh"
+WAIT_S = 60
+STAND_INS = {
+    "scontrol": 'if [[ "$1" == show ]]; then printf "%s\\n" node-a node-b; fi',
+    # The last words of srun are the command, as here.
+    "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
+    "hostname": "echo 10.0.0.1 fe80::1",
+    "ray": 'if [[ "$1" == start ]]; then trap "note ray ended; exit 0" TERM; sleep 100 & wait; fi',
+    "python": """if [[ "$1" == - ]]; then cat >/dev/null; sleep 1; exit "${JOINED:-0}"; fi
+trap 'note saved; exit "${STOPPED:-130}"' TERM
+touch "$FOLDER/training"
+if [[ -n "${TRAIN_CODE:-}" ]]; then exit "$TRAIN_CODE"; fi
+sleep 100 & wait""",
+}
+
+
+class Job:
+    """The script, running."""
+
+    def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        stand_ins = folder / "bin"
+        stand_ins.mkdir()
+        for name, body in STAND_INS.items():
+            path = stand_ins / name
+            note = f'note() {{ echo "$*" >> {folder}/calls; }}; note {name} "$@"'
+            path.write_text(f"#!/usr/bin/env bash\nFOLDER={folder}\n{note}\n{body}\n")
+            path.chmod(0o755)
+        self.process = subprocess.Popen(
+            ["bash", str(SCRIPT), *arguments],
+            env={
+                **os.environ,
+                "PATH": f"{stand_ins}:{os.environ['PATH']}",
+                "MRPO_BIN": str(stand_ins),
+                "SLURM_SUBMIT_DIR": str(folder),
+                "SLURM_JOB_ID": "4711",
+                "SLURM_JOB_NODELIST": "node-[a-b]",
+                **environment,
+            },
+            stdout=(folder / "log").open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def until_training(self) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not (self.folder / "training").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output."""
+        try:
+            code = self.process.wait(timeout=WAIT_S)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # what the stand-ins wait with
+        return code, (self.folder / "log").read_text()
+
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().splitlines()
+
+
+def test_a_cluster_of_all_nodes_trains_and_ends_with_the_runs_code(tmp_path: Path) -> None:
+    job = Job(tmp_path, "experiment=internvl3", "data.root='/a b'", environment={"TRAIN_CODE": "2"})
+    code, said = job.end()
+    assert code == 2, said
+    calls = job.calls()
+    starts = [call for call in calls if call.startswith("ray start")]
+    assert len(starts) == 2
+    assert any("--head" in start and "--node-ip-address=10.0.0.1 --port=24711" in start for start in starts)
+    assert any("--address=10.0.0.1:24711" in start for start in starts)
+    assert (
+        "python -m mrpo.train experiment=internvl3 data.root='/a b' cluster.address=10.0.0.1:24711 resume=auto" in calls
+    )
+    assert calls.count("ray ended") == 2  # no node is left with a Ray
+    assert not [call for call in calls if call.startswith("scontrol requeue")]
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_run_that_must_leave_saves_first_and_is_queued_again_unless_cancelled(
+    tmp_path: Path, number: signal.Signals, requeued: bool
+) -> None:
+    job = Job(tmp_path, "experiment=phantom", environment={})
+    job.until_training()
+    job.process.send_signal(number)
+    code, said = job.end()
+    assert code == 130, said  # the run's own, not that of a wait that was cut short
+    calls = job.calls()
+    assert "saved" in calls
+    assert calls.index("saved") < calls.index("ray ended")  # the cluster outlives the saving
+    assert ("scontrol requeue 4711" in calls) is requeued
+
+
+def test_a_run_that_is_done_when_the_signal_comes_is_not_queued_again(tmp_path: Path) -> None:
+    job = Job(tmp_path, environment={"STOPPED": "0"})
+    job.until_training()
+    job.process.send_signal(signal.SIGUSR1)
+    assert job.end()[0] == 0
+    assert "scontrol requeue 4711" not in job.calls()
+
+
+def test_nodes_that_do_not_join_end_the_job(tmp_path: Path) -> None:
+    job = Job(tmp_path, environment={"JOINED": "1"})
+    code, _ = job.end()
+    assert code == 1
+    assert not (tmp_path / "training").exists()
+    assert job.calls().count("ray ended") == 2
+
+
+def test_it_is_not_run_by_hand() -> None:
+    surroundings = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    answer = subprocess.run(["bash", str(SCRIPT)], env=surroundings, capture_output=True, text=True, check=False)
+    assert answer.returncode != 0
+    assert "submit this with sbatch" in answer.stderr
