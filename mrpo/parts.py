@@ -91,6 +91,7 @@ async def running_parts(
     """
     async with AsyncExitStack() as stack:
         answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray)
+        await _watch_nodes(config, stack, faults)
         if model_folder is None and config.learner.lora.r:
             model_folder = await warm_policy(config, dataset, console)
         toy = prepare_toy_policy(config, dataset.warm) if model_folder is None else None
@@ -116,7 +117,7 @@ async def running_parts(
             )
             shared_with = rollout if config.cluster.placement == Placement.COLOCATED else None
             learner = group.create_task(
-                _start_learner(config, folder, toy, dataset, console, stack, seats.ranks, shared_with)
+                _start_learner(config, folder, toy, dataset, console, stack, log_dir, seats.ranks, shared_with)
             )
         parts = Parts(rollout=rollout.result(), judge=judge.result(), learner=learner.result(), answers=answers)
         parts.learner.connect(transfer=config.cluster.weight_transfer, ranks_per_engine=config.rollout.tensor_parallel)
@@ -344,6 +345,7 @@ async def _start_learner(
     dataset: Dataset,
     console: Console,
     stack: AsyncExitStack,
+    log_dir: Path,
     seats: Sequence[Seat],
     shared_with: asyncio.Task[VllmRolloutPool] | None,
 ) -> DeepSpeedLearner:
@@ -355,13 +357,20 @@ async def _start_learner(
         # to load a model than to hold one.
         await (await shared_with).sleep()
     with console.stage(f"learner ({config.learner.num_ranks} rank(s), ZeRO-{config.learner.zero_stage})"):
-        learner = DeepSpeedLearner(spec_of(config, folder), seats)
+        learner = DeepSpeedLearner(spec_of(config, folder), seats, log_dir=str(log_dir))
         stack.push_async_callback(learner.close)
         await learner.start()
     if toy is not None and not toy.is_warm:
         with console.stage("warm start (once for this seed, then cached)"):
             await warm_start(config, learner, toy, dataset.warm)
+        learner.begin_with(str(toy.warm_folder))
     return learner
+
+
+async def _watch_nodes(config: Config, stack: AsyncExitStack, faults: FaultLog) -> None:
+    from mrpo.ray_nodes import nodes_watched
+
+    await stack.enter_async_context(nodes_watched(faults, every_s=config.watchdog.node_poll_s))
 
 
 async def warm_policy(config: Config, dataset: Dataset, console: Console) -> Path:

@@ -9,7 +9,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrpo.atomic import write_text
+from mrpo.faults import FaultLog
+from mrpo.node_watch import NodeWatch
 from mrpo.stacks import ActorProcess, Stacks, kill, stacks_of
 
 log = logging.getLogger(__name__)
@@ -80,4 +83,36 @@ async def record_stacks(
             log.warning("stacks of %s are in %s", ", ".join(found), Path(log_dir) / name)
         except OSError as error:  # a full disk must not hide what is stuck
             log.error("stacks of %s cannot be written: %s", ", ".join(found), error)
+    return found
+
+
+@asynccontextmanager
+async def nodes_watched(faults: FaultLog, *, every_s: float) -> AsyncIterator[NodeWatch]:
+    """Look at the cluster's nodes every so many seconds until the context is left."""
+    watch = NodeWatch(faults)
+    watch.look(await asyncio.to_thread(alive_nodes))
+    task = asyncio.create_task(_watch(watch, every_s))
+    try:
+        yield watch
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _watch(watch: NodeWatch, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            watch.look(await asyncio.to_thread(alive_nodes))
+        except ray.exceptions.RayError as error:  # the next look may succeed; what is lost by then is still lost
+            log.warning("the cluster's nodes cannot be listed: %s", error)
+
+
+def alive_nodes() -> dict[str, str]:
+    """Ray's id of every living node → its address, with its name where it has another one."""
+    found = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            address, name = node["NodeManagerAddress"], node["NodeName"]
+            found[node["NodeID"]] = address if name == address else f"{name} {address}"
     return found

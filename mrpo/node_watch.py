@@ -1,0 +1,42 @@
+"""Nodes of the cluster that leave and join while a run is under way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from mrpo.faults import Fault, FaultKind, FaultLog
+
+logger = logging.getLogger(__name__)
+
+
+class NodeWatch:
+    """Compares what is there with what was there; a node that is lost is a fault until another one joins."""
+
+    def __init__(self, faults: FaultLog) -> None:
+        """Nothing seen yet.
+
+        Args:
+            faults: told of nodes that are lost.
+        """
+        self._faults = faults
+        self._seen: dict[str, str] | None = None
+        self._open: list[Fault] = []
+        self.num_lost = 0
+        self.num_joined = 0
+
+    def look(self, alive: Mapping[str, str]) -> None:
+        """Take note of the nodes that are alive now: Ray's id → address. The first look is what others compare with."""
+        seen, self._seen = self._seen, dict(alive)
+        if seen is None:
+            return
+        for node_id, address in seen.items():
+            if node_id not in alive:
+                self.num_lost += 1
+                self._open.append(self._faults.begin(FaultKind.NODE_LOST, f"{address} ({node_id[:8]})"))
+        for node_id, address in alive.items():
+            if node_id not in seen:
+                self.num_joined += 1
+                logger.info("node %s (%s) has joined; the cluster has %d", address, node_id[:8], len(alive))
+                if self._open:
+                    self._faults.end(self._open.pop(0))

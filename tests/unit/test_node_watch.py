@@ -1,0 +1,31 @@
+"""Nodes that leave are faults, nodes that join end them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mrpo.faults import FAULTS_FILE, FaultKind, FaultLog, read_faults
+from mrpo.node_watch import NodeWatch
+
+
+def test_a_node_that_leaves_is_a_fault_until_one_joins(tmp_path: Path) -> None:
+    watch = NodeWatch(FaultLog(tmp_path / FAULTS_FILE))
+    watch.look({"a" * 40: "10.0.0.1", "b" * 40: "10.0.0.2"})
+    watch.look({"a" * 40: "10.0.0.1", "b" * 40: "10.0.0.2"})
+    assert read_faults(tmp_path) == []
+    watch.look({"a" * 40: "10.0.0.1"})
+    watch.look({"a" * 40: "10.0.0.1"})
+    [lost] = read_faults(tmp_path)
+    assert (lost.kind, lost.who, lost.recovery_s) == (FaultKind.NODE_LOST, "10.0.0.2 (bbbbbbbb)", None)
+    watch.look({"a" * 40: "10.0.0.1", "c" * 40: "10.0.0.2"})
+    [mended] = read_faults(tmp_path)
+    assert mended.recovery_s is not None
+    assert (watch.num_lost, watch.num_joined) == (1, 1)
+
+
+def test_a_node_that_joins_where_none_was_lost_is_no_fault(tmp_path: Path) -> None:
+    watch = NodeWatch(FaultLog(tmp_path / FAULTS_FILE))
+    watch.look({"a" * 40: "10.0.0.1"})
+    watch.look({"a" * 40: "10.0.0.1", "b" * 40: "10.0.0.2"})
+    assert watch.num_joined == 1
+    assert read_faults(tmp_path) == []
