@@ -12,10 +12,12 @@ from mrpo.judge_cost.__main__ import configure as costed
 from mrpo.judge_cost.__main__ import require_priced
 from mrpo.plan.__main__ import configure as planned
 from mrpo.sft.settings import DEFAULTS, supervised
+from mrpo.submit.entrypoint import job_of
 from tests.locations import REPOSITORY
 
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
-RUNS = ("train", "sft", "plan", "judge-cost")
+RUNS = ("train", "submit", "sft", "plan", "judge-cost")
+OF_THE_JOB = ("ADDRESS", "JOB")  # where it goes, and no setting of a run
 JUDGE = "judge.url=http://host:8000/v1 judge.model=judge"
 STANDS_FOR = {  # what a reader fills in; a form with blanks inside must go before the words are split
     "<experiment>": "qwen3_vl",
@@ -34,7 +36,7 @@ def documented() -> list[tuple[str, str]]:
         for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
             for line in block.splitlines():
                 command = line.split(" #")[0].strip()
-                if re.match(rf"make ({'|'.join(RUNS)})\b", command):
+                if re.match(rf"make ({'|'.join(RUNS)})\b|sbatch ", command):
                     found.append((page.name, command))
     return found
 
@@ -43,6 +45,9 @@ def documented() -> list[tuple[str, str]]:
 def test_a_documented_command_composes(page: str, command: str) -> None:
     for written, filled in STANDS_FOR.items():
         command = command.replace(written, filled)
+    if command.startswith("sbatch"):
+        compose_config([re.sub(r"<[^>]*>", "/folder", word) for word in shlex.split(command.partition("slurm.sh")[2])])
+        return
     words = dict(word.partition("=")[::2] for word in shlex.split(command)[2:])
     overrides = [
         *shlex.split(words.pop("ARGS", "")),
@@ -57,6 +62,8 @@ def test_a_documented_command_composes(page: str, command: str) -> None:
         planned(overrides)
     elif command.startswith("make judge-cost"):
         require_priced(costed(overrides)[0])
+    elif command.startswith("make submit"):
+        job_of([item for item in overrides if item.partition("=")[0] not in OF_THE_JOB])
     else:
         compose_config(overrides)
 
