@@ -187,12 +187,15 @@ def sync_metrics(published: Mapping[str, float] | None) -> dict[str, float]:
     }
 
 
-def step_distributions(traces: Sequence[ScoredTrace], *, threshold: float) -> dict[str, list[float]]:
+def step_distributions(traces: Sequence[ScoredTrace]) -> dict[str, list[float]]:
     """Single events of a step, for histograms: seconds of every completion, and of every call to the judge."""
-    rows = [row_of_trace(trace, threshold=threshold) for trace in traces]
+    completions = [scored.trace.completion for scored in traces]
+    rulings = [ruling for scored in traces for ruling in (scored.trace.judgement, scored.trace.answer_judgement)]
     return {
-        "rollout/request_s": [row.rollout_ended_s - row.rollout_started_s for row in rows],
-        "judge/call_s": [end - sent for _, sent, end in _calls(rows) if sent is not None],
+        "rollout/request_s": [completion.ended_s - completion.started_s for completion in completions],
+        "judge/call_s": [
+            ruling.ended_s - ruling.sent_s for ruling in rulings if ruling is not None and ruling.sent_s is not None
+        ],
     }
 
 
@@ -247,8 +250,7 @@ def cascade_metrics(rows: Sequence[TraceRow]) -> dict[str, Metric]:
             f"steps/valid_share_at/{position}": Mean.of(
                 step
                 for valid in verdicts
-                for number, step in enumerate(valid, start=1)
-                if min(number, MAX_POSITION) == position
+                for step in valid[position - 1 : None if position == MAX_POSITION else position]
             )
             for position in range(1, MAX_POSITION + 1)
         },

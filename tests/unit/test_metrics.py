@@ -302,6 +302,6 @@ def test_events_of_a_step_are_single_completions_and_calls() -> None:
     judged, bare = make_example(1), make_example(2, rationale=None)
     traces = [trace(judged, number, [True] * 4, judged.answer) for number in range(2)]
     traces += [trace(bare, number, None, "wrong") for number in range(2)]
-    events = step_distributions(score(traces), threshold=0.6)
+    events = step_distributions(score(traces))
     assert len(events["rollout/request_s"]) == 4
     assert events["judge/call_s"] == [0.375, 0.375]
