@@ -262,7 +262,7 @@ class Controller:
         )
         self.recorder.write_rollouts(self.step, batch.traces)
         self.recorder.log_metrics(self.step, metrics)
-        self.observe(step_distributions(batch.traces, threshold=self.config.algorithm.threshold))
+        self.observe(step_distributions(batch.traces))
         for watcher in self.watchers:
             watcher.step(self.step, metrics)
 
