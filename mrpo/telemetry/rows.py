@@ -122,7 +122,7 @@ SYNC = (
 )
 FAULTS = (
     Row("faults/{kind}", Unit.FAULTS, C, Stage.FAULTS, "noticed, by kind"),
-    Row("faults/recovery_s", Unit.SECONDS, G, Stage.FAULTS, "longest recovery that ended in the step"),
+    Row("faults/recovery_s", Unit.SECONDS, C, Stage.FAULTS, "longest recovery that ended in the step"),
 )
 CHECKPOINT = (
     Row("checkpoint/blocked_s", Unit.SECONDS, G, Stage.CHECKPOINT, "for which training waited for the newest one"),
