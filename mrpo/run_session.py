@@ -13,12 +13,13 @@ from pathlib import Path
 from mrpo.config import Config, JudgeConfig, PriceConfig, plain
 from mrpo.console import Console
 from mrpo.controller import StopRequested
-from mrpo.errors import JudgeBudgetError, MRPOError
+from mrpo.errors import DataError, JudgeBudgetError, MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.faults import FAULTS_FILE, Fault, FaultKind, FaultLog, read_faults
 from mrpo.judge_bill import bill_text
 from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger, read_spending
 from mrpo.judge_stop import larger, require_some_left
+from mrpo.report.faults import faults_text
 from mrpo.report.render import write_report
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
@@ -225,4 +226,10 @@ def conclude(run: RunFolder, console: Console, *, prices: Mapping[str, PriceConf
             console.note(f"the judge took {bill_text(spent, prices)}")
     except MRPOError as error:
         logger.error("what the judge took is not known: %s", error)
+    try:
+        faults = read_faults(run.path)
+        if faults:
+            console.note(f"faults: {faults_text(faults)}")
+    except DataError as error:
+        logger.error("what went wrong is not known: %s", error)
     console.finish(evaluations, report=report, wall_s=time.time() - started)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo.eval.summary import EvalSummary, summarize
+from mrpo.faults import Fault, read_faults
 from mrpo.judge_spending import SPENDING_FILE, Spending, read_spending
 from mrpo.rows import read_rows
 from mrpo.run_reading import (
@@ -37,6 +38,7 @@ class RunData:
     rollouts: dict[int, Path]  # by step
     held_out: list[HeldOutLoss]  # of a supervised run
     spending: dict[str, Spending]  # on the judge, by model; empty: none, or not recorded
+    faults: list[Fault]
 
     @property
     def is_supervised(self) -> bool:
@@ -69,6 +71,7 @@ def load_run(folder: Path) -> RunData:
         rollouts=list_rollouts(folder),
         held_out=read_heldout(folder),
         spending=read_spending(folder / SPENDING_FILE),
+        faults=read_faults(folder),
     )
 
 

@@ -11,6 +11,7 @@ from mrpo.eval.summary import EvalSummary, compare, summarize
 from mrpo.report import charts, facts
 from mrpo.report.comparison import accumulation_plot, comparison_table, headlines, position_plot, stage_bars
 from mrpo.report.curves import draw_curves
+from mrpo.report.faults import fault_rows, faults_text
 from mrpo.report.images import data_uri
 from mrpo.report.load import RunData, load_run
 from mrpo.report.pages import page_template
@@ -54,6 +55,8 @@ def render(run: RunData) -> str:
         curves=draw_curves(run, summaries),
         time_parts=facts.time_parts(run),
         overlap=sum(overlaps) / len(overlaps) if overlaps else None,
+        faults=fault_rows(run.faults),
+        faults_text=faults_text(run.faults),
         cards=choose_traces(run),
         settings=facts.settings(run.config, supervised=run.is_supervised),
         counts=facts.counts(run),
