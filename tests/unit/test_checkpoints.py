@@ -1,0 +1,198 @@
+"""When checkpoints are taken, written, kept and given up, over a learner that only counts and the real run folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from mrpo.checkpoints import Checkpoints
+from mrpo.choices import BestMetric
+from mrpo.config import CheckpointConfig
+from mrpo.errors import LearnerLostError, ResourceError
+from mrpo.faults import FAULTS_FILE, FaultKind, FaultLog, read_faults
+from mrpo.run_folder import RunFolder
+from mrpo.run_reading import BestStep, list_checkpoints
+from tests.unit.fakes import FakeLearner, FakeRollout
+from tests.unit.synthetic_run import config_tree
+
+
+class World:
+    """A run whose learner takes a while to write."""
+
+    def __init__(self, folder: Path, *, asynchronous: bool = True, keep_last: int = 2) -> None:
+        self.run = RunFolder.create(folder, "demo", config_tree())
+        self.learner = FakeLearner(engine=FakeRollout(table={}), write_s=0.02)
+        self.faults = FaultLog(self.run.path / FAULTS_FILE)
+        config = CheckpointConfig(asynchronous=asynchronous, keep_last=keep_last)
+        self.checkpoints = Checkpoints(learner=self.learner, recorder=self.run, config=config, faults=self.faults)
+
+    @property
+    def saved(self) -> dict[int, int]:
+        """Weights by step, of what is on disk."""
+        found = list_checkpoints(self.run.path)
+        return {item.step: json.loads((item.path / "weights.json").read_text()) for item in found}
+
+    @property
+    def leftovers(self) -> list[str]:
+        return [item.name for item in (self.run.path / "checkpoints").iterdir() if item.name.startswith(".")]
+
+    async def step(self, number: int) -> None:
+        """Train one step, then save."""
+        self.learner.weights = number
+        await self.checkpoints.save(number)
+
+    def go(self, work: Callable[[], Awaitable[None]]) -> None:
+        async def inside() -> None:
+            await work()
+
+        asyncio.run(inside())
+
+
+def best(step: int, value: float) -> BestStep:
+    return BestStep(step=step, metric=BestMetric.ACCURACY, value=value)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits_for_it(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    async def work() -> None:
+        await world.step(1)
+        assert world.saved == {}, "on its way"
+        world.learner.weights = 99  # trained on: the copy is of step 1
+        await world.step(2)
+        assert world.saved == {1: 1}
+        await world.checkpoints.finish(2)
+        assert world.saved == {1: 1, 2: 2}
+        await world.checkpoints.finish(2)
+
+    world.go(work)
+    assert world.learner.diary == ["saved 1", "saved 2"], "none twice"
+    measured = world.checkpoints.take_metrics()
+    assert set(measured) == {"checkpoint/blocked_s", "checkpoint/write_s"} and measured["checkpoint/write_s"] >= 0.02
+    assert world.checkpoints.take_metrics() == {}
+
+
+def test_a_synchronous_checkpoint_is_on_disk_when_training_goes_on(tmp_path: Path) -> None:
+    world = World(tmp_path, asynchronous=False)
+
+    async def work() -> None:
+        await world.step(1)
+        assert world.saved == {1: 1}
+
+    world.go(work)
+
+
+def test_a_full_disk_is_a_fault_and_the_next_checkpoint_ends_it(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.learner.full_disk = {2, 3}
+
+    async def work() -> None:
+        for number in (1, 2, 3, 4):
+            await world.step(number)
+        await world.checkpoints.finish(4)
+
+    world.go(work)
+    assert world.saved == {1: 1, 4: 4} and world.leftovers == []
+    faults = read_faults(world.run.path)
+    assert [(fault.kind, fault.who) for fault in faults] == [
+        (FaultKind.CHECKPOINT_FAILED, "step_2"),
+        (FaultKind.CHECKPOINT_FAILED, "step_3"),
+    ]
+    assert all(fault.recovery_s is not None for fault in faults)
+    assert world.faults.take_metrics()["faults/checkpoint_failed"] == 2.0
+
+
+def test_the_last_checkpoint_must_be_written(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.learner.full_disk = {2}
+
+    async def work() -> None:
+        await world.step(1)
+        world.learner.weights = 2
+        with pytest.raises(ResourceError, match="the disk is full"):
+            await world.checkpoints.finish(2)
+        world.learner.full_disk.clear()
+        await world.checkpoints.finish(2)
+
+    world.go(work)
+    assert world.saved == {1: 1, 2: 2}
+
+
+def test_the_best_step_is_marked_when_its_checkpoint_is_on_disk(tmp_path: Path) -> None:
+    world = World(tmp_path, keep_last=1)
+
+    async def work() -> None:
+        await world.step(1)
+        await world.checkpoints.save(1, best=best(1, 0.5))
+        assert world.run.best is None and world.checkpoints.best == best(1, 0.5)
+        await world.step(2)
+        assert world.run.best == best(1, 0.5)
+        await world.checkpoints.settle()
+        await world.checkpoints.save(2, best=best(2, 0.75))  # evaluated after its checkpoint was written
+        assert world.run.best == best(2, 0.75)
+        await world.step(3)
+        await world.step(4)
+        await world.checkpoints.finish(4)
+
+    world.go(work)
+    assert world.saved == {2: 2, 4: 4}, "the best and the last"
+
+
+def test_a_best_step_that_could_not_be_written_is_not_marked(tmp_path: Path) -> None:
+    world = World(tmp_path, keep_last=1)
+    world.learner.full_disk = {2}
+
+    async def work() -> None:
+        await world.step(1)
+        await world.checkpoints.save(1, best=best(1, 0.5))
+        world.learner.weights = 2
+        await world.checkpoints.save(2, best=best(2, 0.75))
+        await world.step(3)
+        await world.checkpoints.finish(3)
+
+    world.go(work)
+    assert world.run.best == best(1, 0.5) == world.checkpoints.best
+    assert world.saved == {1: 1, 3: 3}
+
+
+def test_a_write_that_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    async def work() -> None:
+        await world.step(1)
+        await asyncio.sleep(0.01)
+        await world.checkpoints.abandon()
+        assert world.saved == {} and world.leftovers == []
+        await world.checkpoints.finish(1)  # the step may still be saved
+        await world.checkpoints.abandon()
+
+    world.go(work)
+    assert world.saved == {1: 1}
+
+
+def test_a_learner_that_is_lost_takes_its_write_with_it(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    def lost(method: str) -> None:
+        if method == "write" and world.learner.copied == 2:
+            raise LearnerLostError("rank 0 died")
+
+    world.learner.on_call = lost
+
+    async def work() -> None:
+        await world.step(1)
+        await world.step(2)
+        with pytest.raises(LearnerLostError):
+            await world.step(3)
+        await world.checkpoints.restart(1)
+        await world.checkpoints.save(1)  # of this step there is one
+        await world.step(4)
+        await world.checkpoints.finish(4)
+
+    world.go(work)
+    assert world.saved == {1: 1, 4: 4} and world.leftovers == []
+    assert read_faults(world.run.path) == [], "the disk was not at fault"
