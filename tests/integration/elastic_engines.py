@@ -1,7 +1,7 @@
 """Run as a program: engines that join with a node, and are lost with one, on a cluster of several nodes here.
 
-Leaves one JSON object in `found.json`; the test that starts it says what must be in it. A program of its own, because a process can
-be in one Ray cluster only.
+Leaves one JSON object in `found.json`; the test that starts it says what must be in it. A program of its own, because
+a process can be in one Ray cluster only.
 """
 
 from __future__ import annotations
