@@ -13,6 +13,7 @@ import pytest
 from mrpo.atomic import write_bytes
 from mrpo.choices import BestMetric
 from mrpo.errors import ConfigError, DataError, ResourceError
+from mrpo.faults import FAULTS_FILE, FaultKind, FaultLog
 from mrpo.manifest import write_manifest
 from mrpo.resumable import find_resumable
 from mrpo.rows import read_rows
@@ -305,6 +306,39 @@ def test_leftovers_of_a_killed_process_are_cleared_and_noted(run: RunFolder) -> 
     assert [item.name for item in checkpoints.iterdir()] == ["step_6"]
     assert list((run.path / "rollouts").iterdir()) == []
     assert "cleared .step_7.tmp" in (again.path / "events.log").read_text()
+
+
+def test_a_record_that_cannot_be_written_ends_the_run_and_goes_on_where_there_is_room(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    """/dev/full takes nothing, as a full disk."""
+    images = draw_images(tmp_path / "images")
+    run.metrics_path.symlink_to("/dev/full")
+    words = r"metrics\.jsonl cannot be written: No space left on device; the run ends here.* resume=<it>"
+    with pytest.raises(ResourceError, match=words):
+        run.log_metrics(1, {"accuracy": 0.5})
+    assert run.state.step == 0
+    (run.path / "rollouts").rmdir()
+    with pytest.raises(ResourceError, match=r"step_00001\.parquet cannot be written: "):
+        run.write_rollouts(1, training_traces(1, 3, images))
+    run.metrics_path.unlink()
+    (run.path / "rollouts").mkdir()
+    again = reopen(run)
+    again.write_rollouts(1, training_traces(1, 3, images))
+    again.log_metrics(1, {"accuracy": 0.5})
+    assert [row["step"] for row in read_metrics(run.path).rows] == [1]
+
+
+def test_faults_and_events_that_cannot_be_written_end_nothing(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("events.log", FAULTS_FILE):
+        (run.path / name).unlink(missing_ok=True)
+    faults = FaultLog(run.path / FAULTS_FILE)
+    for name in ("events.log", FAULTS_FILE):
+        (run.path / name).symlink_to("/dev/full")
+    run.event("something happened")
+    faults.begin(FaultKind.CHECKPOINT_FAILED, "step_3")
+    assert caplog.text.count("No space left on device") == 2
+    assert faults.take_metrics() == {"faults/checkpoint_failed": 1.0}
 
 
 def test_one_writer_at_a_time(run: RunFolder) -> None:

@@ -26,7 +26,7 @@ def run_with(
     sent: Sequence[signal.Signals], *, training: bool, grace_s: float = 60.0
 ) -> tuple[StopSignals, bool, bool]:
     """Signals sent to a task; returns them, whether the task was cancelled, and whether it was told to be late."""
-    late = []
+    late: list[bool] = []
 
     async def work() -> None:
         signals.catch()
