@@ -19,7 +19,7 @@ from mrpo.telemetry.table import Reading
 logger = logging.getLogger(__name__)
 
 TIMELINE = "logs/timeline.json"  # in the run folder
-FLUSH_S = 2.0  # Ray's processes hand in their spans every second
+FLUSH_S = 1.5  # Ray's processes hand in their spans every second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
