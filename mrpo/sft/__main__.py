@@ -171,7 +171,9 @@ class _Run:
             tracker.step(found.step, {"heldout/loss": found.loss})
 
         async with (
-            running_learner(self.config, folder, self.console, after_ray=self.signals.catch) as learner,
+            running_learner(
+                self.config, folder, self.console, log_dir=run.path / "logs", after_ray=self.signals.catch
+            ) as learner,
             running_telemetry(self.config, run.path, list) as telemetry,
         ):
             if checkpoint is not None:

@@ -42,7 +42,7 @@ async def policy_folder(
 
 @asynccontextmanager
 async def running_learner(
-    config: Config, folder: Path, console: Console, *, after_ray: Callable[[], None]
+    config: Config, folder: Path, console: Console, *, log_dir: Path, after_ray: Callable[[], None]
 ) -> AsyncIterator[DeepSpeedLearner]:
     """Start a learner without engines, judge or reference model; end it on leaving.
 
@@ -50,6 +50,7 @@ async def running_learner(
         config: of the run; the adapters are those of `config.sft`.
         folder: the checkpoint to train.
         console: told what starts.
+        log_dir: existing folder for the stacks of ranks that are stuck.
         after_ray: called once Ray is up (it replaces signal handlers).
 
     Raises:
@@ -65,7 +66,7 @@ async def running_learner(
         spec = replace(spec, lora=config.sft.lora, loss=replace(spec.loss, beta=0.0))
         seats = await reserve_seats(config, stack, engines=False)
         with console.stage(f"learner ({config.learner.num_ranks} rank(s), ZeRO-{config.learner.zero_stage})"):
-            learner = DeepSpeedLearner(spec, seats.ranks)
+            learner = DeepSpeedLearner(spec, seats.ranks, log_dir=str(log_dir))
             stack.push_async_callback(learner.close)
             await learner.start()
         yield learner

@@ -16,16 +16,17 @@ from typing import Protocol
 from mrpo.checkpoints import CheckpointLearner, CheckpointRecorder, Checkpoints
 from mrpo.config import Config
 from mrpo.controller import StopRequested, save_after
-from mrpo.errors import MRPOError, NonFiniteError
+from mrpo.errors import LearnerLostError, MRPOError, NonFiniteError
 from mrpo.faults import FaultLog
-from mrpo.sft.heldout import HeldOutLoss, read_heldout, write_heldout
+from mrpo.recovery import Recovery, RestartableLearner, RewindableRecorder
+from mrpo.sft.heldout import HeldOutLoss, read_heldout, rewind_heldout, write_heldout
 from mrpo.sft.order import Order
 from mrpo.types import LearnStats, SftSample
 
 HELD_OUT_CHUNK = 64  # demonstrations of one call, between two of which a stop is heard
 
 
-class SupervisedLearner(CheckpointLearner, Protocol):
+class SupervisedLearner(CheckpointLearner, RestartableLearner, Protocol):
     """Owns the weights being trained."""
 
     async def sft_step(
@@ -39,7 +40,7 @@ class SupervisedLearner(CheckpointLearner, Protocol):
         ...
 
 
-class Recorder(CheckpointRecorder, Protocol):
+class Recorder(CheckpointRecorder, RewindableRecorder, Protocol):
     """Where a run leaves its record (the run folder)."""
 
     path: Path
@@ -69,6 +70,7 @@ class SupervisedTrainer:
     step: int = 0  # optimizer steps done
     faults: FaultLog = field(default_factory=lambda: FaultLog(None))
     checkpoints: Checkpoints = field(init=False)
+    recovery: Recovery = field(init=False)
 
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(
@@ -78,6 +80,13 @@ class SupervisedTrainer:
             faults=self.faults,
             step=self.step or None,  # it began from there
         )
+        self.recovery = Recovery(
+            learner=self.learner,
+            recorder=self.recorder,
+            checkpoints=self.checkpoints,
+            faults=self.faults,
+            max_restarts=self.config.watchdog.max_restarts,
+        )
 
     async def run(self) -> None:
         """Train to the end and save. Whatever ends it early, the steps done are in a checkpoint.
@@ -86,6 +95,7 @@ class SupervisedTrainer:
             StopRequested: `stop` was set.
             DataError: an image that can no longer be read.
             NonFiniteError: the learner refused an update; resume goes on from the newest earlier checkpoint.
+            LearnerLostError: it was lost again and again, and got no further.
         """
         try:
             await self._run()
@@ -93,12 +103,23 @@ class SupervisedTrainer:
             await save_after(error, self.checkpoints.settle)
             raise  # the learner refused the update; what it holds is the last checkpoint's business
         except MRPOError as error:
-            await save_after(error, self._finish_saving)
+            if self.recovery.is_whole:
+                await save_after(error, self._finish_saving)
             raise
         finally:
             await self.checkpoints.abandon()  # one is left only where the run was broken off
 
     async def _run(self) -> None:
+        """To the end, however often the learner is lost on the way."""
+        while True:
+            try:
+                return await self._go_on()
+            except LearnerLostError as error:
+                self.step = await self.recovery.start_again(error, self.step)
+                rewind_heldout(self.recorder.path, self.step)
+                self.recovery.mended()
+
+    async def _go_on(self) -> None:
         every = self.config.checkpoint.every_steps
         await self._measure()
         while self.step < self.order.num_steps:

@@ -19,10 +19,11 @@ from mrpo.config import Config, plain
 from mrpo.controller import StopRequested
 from mrpo.data.load import Dataset
 from mrpo.demonstration import write_demonstration
-from mrpo.errors import ConfigError, DataError
+from mrpo.errors import ConfigError, DataError, LearnerLostError
 from mrpo.families import FAMILIES, family_of
+from mrpo.manifest import write_manifest
 from mrpo.run_folder import RunFolder
-from mrpo.run_reading import RunStatus
+from mrpo.run_reading import RunStatus, read_metrics
 from mrpo.sft.__main__ import configure
 from mrpo.sft.__main__ import main as sft_main
 from mrpo.sft.heldout import HeldOutLoss, read_heldout, rewind_heldout, write_heldout
@@ -250,11 +251,16 @@ class FakeLearner:
         self.num_done = num_done
         self.copied = num_done
         self.shown: list[list[str]] = []
+        self.lost_at: list[int] = []  # calls of `sft_step` in which it is lost, counted from 1
+        self.num_calls = 0
         self.measured: list[int] = []
 
     async def sft_step(
         self, examples: Sequence[SftSample], *, num_steps: int, lr: float, warmup_share: float
     ) -> LearnStats:
+        self.num_calls += 1
+        if self.num_calls in self.lost_at:
+            raise LearnerLostError("learner-0 died during sft_step", "learner-0")
         self.shown.append([item.question for item in examples])
         self.num_done += 1
         rate = sft_lr(self.num_done - 1, num_steps=num_steps, peak=lr, warmup_share=warmup_share)
@@ -267,8 +273,15 @@ class FakeLearner:
         self.measured.append(len(examples))
         return 2.0 * len(examples), 4 * len(examples)
 
+    async def restart(self) -> None:
+        self.num_done = 0
+
+    async def load(self, folder: str) -> None:
+        self.num_done = int((Path(folder) / "done").read_text())
+
     async def save(self, folder: str) -> None:
         (Path(folder) / "done").write_text(str(self.num_done))
+        write_manifest(Path(folder))
 
     async def snapshot(self) -> None:
         self.copied = self.num_done
@@ -276,6 +289,7 @@ class FakeLearner:
     async def write(self, folder: str) -> None:
         await asyncio.sleep(0)
         (Path(folder) / "done").write_text(str(self.copied))
+        write_manifest(Path(folder))
 
 
 class Watching:
@@ -360,3 +374,17 @@ def test_held_out_losses_after_a_checkpoint_are_forgotten(tmp_path: Path) -> Non
     (tmp_path / "heldout.json").write_text("[{}")
     with pytest.raises(DataError, match=r"heldout\.json is damaged"):
         read_heldout(tmp_path)
+
+
+def test_a_lost_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """Lost before the first checkpoint, and after it: the record is that of a run in which nothing was lost."""
+    records = []
+    for name, lost_at in (("whole", []), ("lost", [2, 5])):
+        with trainer(tmp_path / name) as found:
+            assert isinstance(found, SupervisedTrainer) and isinstance(found.learner, FakeLearner)
+            found.learner.lost_at = lost_at
+            asyncio.run(found.run())
+            rows = [(row["step"], row["sft/loss"], row["policy/lr"]) for row in read_metrics(found.recorder.path).rows]
+            records.append((rows, [(item.step, item.epoch) for item in read_heldout(found.recorder.path)]))
+            assert found.learner.num_done == 6
+    assert records[0] == records[1]
