@@ -28,7 +28,9 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head="${nodes[0]}" # this script runs there
 ip="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')"
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not meet
+dashboard_port=$((port + 10000))
 address="$ip:$port"
+echo "Ray's dashboard: ssh -L 8265:localhost:$dashboard_port $head, then http://localhost:8265"
 
 steps=()
 driver=
@@ -56,9 +58,10 @@ start_node() { # node, arguments of ray start
 }
 
 start_node "$head" --head --node-ip-address="$ip" --port="$port" --dashboard-host=127.0.0.1 \
-    --temp-dir="/tmp/ray-$SLURM_JOB_ID"
+    --dashboard-port="$dashboard_port" --temp-dir="/tmp/ray-$SLURM_JOB_ID"
 deadline=$((SECONDS + START_S))
 until ray health-check --address="$address" >/dev/null 2>&1; do
+    kill -0 "${steps[0]}" 2>/dev/null || { echo "Ray's head ended, see above" >&2; exit 1; }
     ((SECONDS < deadline)) || { echo "no Ray head at $address within $START_S s" >&2; exit 1; }
     sleep 2
 done

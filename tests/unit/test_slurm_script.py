@@ -24,7 +24,7 @@ STAND_INS = {
     # The last words of srun are the command, as here.
     "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
     "hostname": "echo 10.0.0.1 fe80::1",
-    "ray": 'if [[ "$1" == start ]]; then trap "note ray ended; exit 0" TERM; sleep 100 & wait; fi',
+    "ray": 'if [[ "$1" == health-check && -n "${DEAD:-}" ]]; then exit 1; fi; if [[ "$1$DEAD" == start ]]; then trap "note ray ended; exit 0" TERM; sleep 100 & wait; fi',
     "python": """if [[ "$1" == - ]]; then cat >/dev/null; sleep 1; exit "${JOINED:-0}"; fi
 trap 'note saved; exit "${STOPPED:-130}"' TERM
 touch "$FOLDER/training"
@@ -87,7 +87,10 @@ def test_a_cluster_of_all_nodes_trains_and_ends_with_the_runs_code(tmp_path: Pat
     calls = job.calls()
     starts = [call for call in calls if call.startswith("ray start")]
     assert len(starts) == 2
-    assert any("--head" in start and "--node-ip-address=10.0.0.1 --port=24711" in start for start in starts)
+    assert any(
+        "--head" in start and "--dashboard-port=34711" in start and "--node-ip-address=10.0.0.1 --port=24711" in start
+        for start in starts
+    )
     assert any("--address=10.0.0.1:24711" in start for start in starts)
     assert (
         "python -m mrpo.train experiment=internvl3 data.root='/a b' cluster.address=10.0.0.1:24711 resume=auto" in calls
@@ -125,6 +128,14 @@ def test_nodes_that_do_not_join_end_the_job(tmp_path: Path) -> None:
     assert code == 1
     assert not (tmp_path / "training").exists()
     assert job.calls().count("ray ended") == 2
+
+
+def test_a_head_that_does_not_start_ends_the_job_at_once(tmp_path: Path) -> None:
+    job = Job(tmp_path, environment={"DEAD": "yes"})
+    code, said = job.end()
+    assert code == 1
+    assert "Ray's head ended" in said
+    assert not (tmp_path / "training").exists()
 
 
 def test_it_is_not_run_by_hand() -> None:
