@@ -17,7 +17,6 @@ ROOTS = {
     "mrpo.ray_placement",
     "mrpo.ray_nodes",
     "mrpo.cluster_check",
-    "mrpo.cluster_check",
     "mrpo.compose",
 }  # composition roots and what only they use
 ROOT_PACKAGES = ("mrpo.ablation", "mrpo.submit")  # the one expands Hydra's sweeps, the other talks to a cluster
