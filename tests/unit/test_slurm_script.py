@@ -24,7 +24,8 @@ STAND_INS = {
     # The last words of srun are the command, as here.
     "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
     "hostname": "echo 10.0.0.1 fe80::1",
-    "ray": 'if [[ "$1" == health-check && -n "${DEAD:-}" ]]; then exit 1; fi; if [[ "$1$DEAD" == start ]]; then trap "note ray ended; exit 0" TERM; sleep 100 & wait; fi',
+    "ray": """if [[ -n "${DEAD:-}" ]]; then exit 1; fi
+if [[ "$1" == start ]]; then trap "note ray ended; exit 0" TERM; sleep 100 & wait; fi""",
     "python": """if [[ "$1" == - ]]; then cat >/dev/null; sleep 1; exit "${JOINED:-0}"; fi
 trap 'note saved; exit "${STOPPED:-130}"' TERM
 touch "$FOLDER/training"
