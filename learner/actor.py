@@ -34,7 +34,7 @@ class LearnerActor:
         self._snapshot: Any = None  # `learner.snapshot.Contents` of rank 0, between `snapshot` and `write`
 
     def __repr__(self) -> str:
-        """As tasks of the actor and its process are called: `learner-0.step`."""
+        """The name under which Ray's dashboard and logs show it."""
         return f"learner-{self._rank_number}"
 
     def rendezvous(self) -> tuple[str, int]:

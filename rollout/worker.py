@@ -50,7 +50,7 @@ class RolloutWorker:
         self._thread = EngineThread(partial(_build_engine, spec))
 
     def __repr__(self) -> str:
-        """As tasks of the actor and its process are called: `engine-0.generate`."""
+        """The name under which Ray's dashboard and logs show it."""
         return self._spec.actor_name or self._spec.name
 
     async def placed(self) -> WorkerInfo:
