@@ -66,4 +66,4 @@ def _is_of(fault: Fault, killed: Killed, until: float) -> bool:
     if killed.at_s - CLOCK_S <= fault.at_s < until:
         return True
     is_open = fault.at_s < killed.at_s and (fault.recovery_s is None or fault.at_s + fault.recovery_s > killed.at_s)
-    return is_open and killed.name.split(".")[0] == fault.who
+    return is_open and killed.name.split(".")[0] == fault.who.split(".")[0]
