@@ -20,6 +20,7 @@ BUCKET_ELEMENTS = 100_000_000  # as learner/zero_config.py sets both; a test com
 PERSISTENT_ELEMENTS = 100_000  # on GPUs; 0 on CPU
 LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's defaults: weights that ZeRO-3 keeps gathered,
 SUB_GROUP_ELEMENTS = 1_000_000_000  # and those it updates at a time
+NUM_MOMENTS = 2  # of AdamW
 CONTEXT_BYTES = int(1.5 * GIB)  # estimate: CUDA's context, cuBLAS' workspace, NCCL's channels
 PROCESS_BYTES = 3 * GIB  # estimate of main memory: Python with torch, DeepSpeed and transformers
 IMAGE_CACHE_BYTES = GIB  # as learner/images.py bounds it
@@ -49,6 +50,7 @@ class RankMemory:
     scoring: Memory  # the most of a forward pass alone, as at the parity gate
     saving: Memory  # the most while a checkpoint is written
     host: Memory  # in main memory, where the device is a GPU
+    snapshot: int  # bytes of main memory that rank 0's node takes while a checkpoint is written beside training
     largest_tensor: int  # bytes
     counts: ParameterCounts
     activations: Activations
@@ -145,10 +147,23 @@ def rank_memory(architecture: Architecture, settings: RankSettings) -> RankMemor
         # One tensor at a time is gathered in float32: a master weight or a moment.
         saving=resting.plus("saving", buffers=FLOAT32 * counts.largest),
         host=host,
+        snapshot=_snapshot(settings, training, counts),
         largest_tensor=largest_tensor,
         counts=counts,
         activations=kept,
     )
+
+
+def _snapshot(settings: RankSettings, training: Training, counts: ParameterCounts) -> int:
+    """As learner/snapshot.py copies it: float32 weights and moments of what is trained, and `hf/`.
+
+    Frozen weights of `hf/` and the reference are copied from GPUs; on a CPU they are referred to, unless adapters are
+    merged into them.
+    """
+    state = (1 + NUM_MOMENTS) * FLOAT32 * counts.trainable
+    exported = counts.total if settings.on_gpu or settings.learner.lora.r else counts.trainable
+    reference = counts.total if settings.on_gpu and settings.reference and not settings.learner.lora.r else 0
+    return state + training.element * (exported + reference)
 
 
 def _held(counts: ParameterCounts, ranks: int, stage: int) -> int:

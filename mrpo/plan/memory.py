@@ -24,6 +24,7 @@ class Part(StrEnum):
     KV_CACHE = "KV cache"
     CONTEXT = "context"  # CUDA, its libraries and kernels; of a process on a host: Python and its packages
     CACHES = "caches"  # images kept ready
+    CHECKPOINT = "checkpoint"  # its copy in main memory, on its way to the disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,7 +187,11 @@ def _hosts(config: Config, layout: Layout, rank: RankMemory, engine: EngineMemor
     if None in crowds:
         ranks_each, engines_each, judges_each = (-(-sum(many.values()) // nodes) for many in (ranks, engines, judges))
         crowds = {None: (ranks_each, engines_each, judges_each)}
-    moments = [_host(rank, engine, *crowd, asleep=layout.shared) for crowd in crowds.values()]
+    saving = {None} if None in crowds else {gpu.node for gpu in layout.gpus if gpu.rank == 0}
+    moments = [
+        _saved(config, rank, _host(rank, engine, *crowd, asleep=layout.shared), is_here=node in saving)
+        for node, crowd in crowds.items()
+    ]
     limit = int(HOST_USABLE * config.cluster.node_memory_gib * GIB)
     return (Place(name="node, main memory", number=nodes, memory=largest(*moments), limit=limit),)
 
@@ -204,6 +208,13 @@ def _host(
     )
 
 
+def _saved(config: Config, rank: RankMemory, memory: Memory, *, is_here: bool) -> Memory:
+    """With the copy of a checkpoint that is being written, on the node of rank 0."""
+    if not is_here or not config.checkpoint.asynchronous:
+        return memory
+    return memory.plus(f"{memory.phase}, a checkpoint under way", checkpoint=rank.snapshot)
+
+
 def _cpu_host(config: Config, rank: RankMemory, engine: EngineMemory) -> Place:
     """One machine holds everything: a learner's step beside engines that keep their memory."""
     ranks = config.learner.num_ranks
@@ -215,7 +226,7 @@ def _cpu_host(config: Config, rank: RankMemory, engine: EngineMemory) -> Place:
     return Place(
         name="this machine, main memory",
         number=1,
-        memory=memory.plus(memory.phase, engine=engines, context=DRIVER_BYTES),
+        memory=_saved(config, rank, memory.plus(memory.phase, engine=engines, context=DRIVER_BYTES), is_here=True),
         limit=int(HOST_USABLE * config.cluster.node_memory_gib * GIB),
         shortage=_cache_shortage(config, engine),
     )

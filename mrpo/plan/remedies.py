@@ -103,6 +103,8 @@ def _steps(plan: Plan) -> Iterator[tuple[str, Overrides]]:
     elif plan.engine.concurrent < 1:
         needed = plan.engine.bytes_per_token * rollout.max_model_len
         yield "a larger cache", {"rollout.kv_cache_gib": -(-needed // GIB)}
+    if config.checkpoint.asynchronous and not all(p.fits for p in plan.places if "main memory" in p.name):
+        yield "checkpoints that training waits for", {"checkpoint.asynchronous": False}
     for budget in _budgets(plan):
         overrides = {"learner.tokens_per_micro_batch": budget}
         if _fits(config, architecture, overrides):

@@ -192,6 +192,22 @@ def test_a_shared_gpu_has_room_for_scoring_and_saving_beside_an_engine_that_is_a
     assert 0 < scoring[Part.ACTIVATIONS] < plan.rank.learning.parts[Part.ACTIVATIONS]
 
 
+def test_a_checkpoint_under_way_takes_memory_of_one_node_unless_training_waits_for_it() -> None:
+    weights = rank().counts.total
+    # Float32 weights and two moments, then weights in bfloat16, then as many of the KL's reference.
+    assert rank().snapshot == (12 + 2) * weights
+    assert rank(reference=True).snapshot == (12 + 2 + 2) * weights
+    adapters = rank(learner=LearnerConfig(zero_stage=2, lora=LoraConfig(r=16)), reference=True)
+    assert adapters.snapshot == 12 * adapters.counts.trainable + 2 * weights
+    plan, waiting = (
+        make_plan(recipe("internvl3", "cluster=2x8_gpu", f"checkpoint.asynchronous={value}"))
+        for value in ("true", "false")
+    )
+    assert plan.places[-1].memory.parts[Part.CHECKPOINT] == plan.rank.snapshot
+    assert plan.places[-1].memory.phase.endswith("a checkpoint under way")
+    assert Part.CHECKPOINT not in waiting.places[-1].memory.parts
+
+
 @pytest.mark.parametrize("experiment", REAL)
 @pytest.mark.parametrize("cluster", ["4x_gpu", "4x_gpu_colocated", "8x_gpu", "8x_gpu_colocated", "2x8_gpu"])
 def test_every_published_recipe_fits_the_machines_that_are_offered(experiment: str, cluster: str) -> None:
