@@ -10,11 +10,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.job_submission import JobStatus
 
+from mrpo.errors import MRPOError
+from mrpo.submit import client as job_client
 from mrpo.submit.client import STOPPED, connect, follow, submit
 from mrpo.submit.entrypoint import Job
 from tests.locations import REPOSITORY
@@ -130,3 +134,49 @@ def test_an_unknown_job_is_named(dashboard: str) -> None:
     answer = subprocess.run(command(dashboard, "--job=nobody"), capture_output=True, text=True, timeout=JOB_S)
     assert answer.returncode == 2
     assert "knows no job 'nobody'" in answer.stderr
+
+
+class Flaky:
+    """A Jobs API whose connections break: each opening shows as many pieces of the log as it is given."""
+
+    def __init__(self, log: list[str], openings: list[int]) -> None:
+        self.log, self.openings = log, openings
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        shown = self.openings.pop(0) if self.openings else len(self.log)
+        for piece in self.log[:shown]:
+            yield piece
+        if shown < len(self.log):
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, name: str) -> SimpleNamespace:
+        status = JobStatus.RUNNING if self.openings else JobStatus.FAILED
+        return SimpleNamespace(status=status, driver_exit_code=7)
+
+
+def test_broken_connections_repeat_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_client, "RETRY_S", 0.0)
+    log = ["one\n", "two\nthr", "ee\n", "four\n"]
+    shown: list[str] = []
+    assert asyncio.run(follow(Flaky(log, [0, 2, 1, 3]), "job", shown.append)) == 7
+    assert "".join(shown) == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_client, "RETRY_S", 0.01)
+    monkeypatch.setattr(job_client, "LOST_S", 0.1)
+    gone = Flaky(["one\n"], [0] * 100_000)
+    with pytest.raises(MRPOError, match="follow it with JOB=job"):
+        asyncio.run(follow(gone, "job", str))
+
+
+def test_a_silent_connection_is_left_when_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Flaky):
+        async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            yield "one\n"
+            await asyncio.sleep(3600)
+
+    monkeypatch.setattr(job_client, "QUIET_S", 0.05)
+    shown: list[str] = []
+    assert asyncio.run(asyncio.wait_for(follow(Silent([], []), "job", shown.append), 30)) == 7
+    assert shown == ["one\n"]
