@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +32,7 @@ def connect(url: str) -> Any:
         ClusterError: nobody answers there, or the token is wrong.
     """
     require_answer(url)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of every closed connection
     for name in FROM_ENVIRONMENT:
         os.environ.pop(name, None)
     try:

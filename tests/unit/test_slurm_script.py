@@ -27,7 +27,7 @@ STAND_INS = {
     "ray": """if [[ -n "${DEAD:-}" ]]; then exit 1; fi
 if [[ "$1" == start ]]; then trap "note ray ended; exit 0" TERM; sleep 100 & wait; fi""",
     "python": """if [[ "$1" == - ]]; then cat >/dev/null; sleep 1; exit "${JOINED:-0}"; fi
-trap 'note saved; exit "${STOPPED:-130}"' TERM
+trap 'note saved; exit "${STOPPED:-143}"' TERM
 touch "$FOLDER/training"
 if [[ -n "${TRAIN_CODE:-}" ]]; then exit "$TRAIN_CODE"; fi
 sleep 100 & wait""",
@@ -108,7 +108,7 @@ def test_a_run_that_must_leave_saves_first_and_is_queued_again_unless_cancelled(
     job.until_training()
     job.process.send_signal(number)
     code, said = job.end()
-    assert code == 130, said  # the run's own, not that of a wait that was cut short
+    assert code == 143, said  # the run's own, not that of a wait that was cut short
     calls = job.calls()
     assert "saved" in calls
     assert calls.index("saved") < calls.index("ray ended")  # the cluster outlives the saving
