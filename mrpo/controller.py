@@ -158,7 +158,8 @@ class Controller:
             except LearnerLostError as error:
                 # On a GPU that they share, the learner needs more room to load a model than to hold one.
                 await self.collector.rollout.sleep()
-                self.step = await self._until_stopped(self.recovery.start_again(error, self.step))
+                with self.span("recover"):
+                    self.step = await self._until_stopped(self.recovery.start_again(error, self.step))
 
     async def _go_on(self) -> None:
         """From the steps done; what is on record already is not done again."""
