@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from judge.accounting import RequestUsage, Served
 from judge.availability import Event
-from judge.pulse import lost
+from judge.pulse import Pulse
 from judge.worker import Ended, Order
 from mrpo.errors import MRPOError
 from mrpo.faults import Fault, FaultKind, FaultLog
@@ -26,6 +27,7 @@ from mrpo.types import AnswerRequest, JudgeRequest
 logger = logging.getLogger(__name__)
 
 REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
+STALL_LOOKS = 20  # at an actor, within the time for which none of its calls need end
 BEGIN_TIMEOUT_S = 60.0  # for an actor to come up again; then it is placed anew
 MAX_ORDERS = 64  # in one message; more would go through the object store
 
@@ -50,7 +52,8 @@ class ActorLink:
         name: str,
         *,
         capacity: int,
-        timeout_s: float,
+        pulse: Pulse,
+        stall_timeout_s: float,
         admits: Admits,
         faults: FaultLog,
         on_event: Callable[[Event], None],
@@ -63,7 +66,8 @@ class ActorLink:
             actor: a `JudgeWorker`.
             name: the actor's in Ray.
             capacity: calls that it can have in flight.
-            timeout_s: for which it may be silent.
+            pulse: of the actor.
+            stall_timeout_s: for which none of its calls may end, though it has some.
             admits: given whether it has the key of each endpoint, says why it may not serve; None: it may.
             faults: told when it is lost and when it serves again.
             on_event: told what the actor learned of an endpoint.
@@ -74,7 +78,9 @@ class ActorLink:
         self.is_up = False
         self.name = name
         self.capacity = capacity
-        self._timeout_s = timeout_s
+        self._pulse = pulse
+        self._stall_timeout_s = stall_timeout_s
+        self._heard_s = 0.0  # time.monotonic() when a call ended, or when it was given the first
         self._admits = admits
         self._faults = faults
         self._fault: Fault | None = None
@@ -87,6 +93,7 @@ class ActorLink:
         self._calls: dict[int, asyncio.Future[Served]] = {}
         self._given_up: dict[int, OnGivenUp] = {}  # calls of which the actor has still to tell what they had sent
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: list[asyncio.Task[None]] = []  # of this session
 
     @property
     def num_calls(self) -> int:
@@ -132,7 +139,7 @@ class ActorLink:
         for endpoint in told ^ now:  # changed meanwhile, when this actor was told nothing
             self.actor.set_open.remote(endpoint, endpoint in now)
         self._begin(self._listen(self._session))
-        self._begin(self._watch(self._session))
+        self._watching = [self._begin(self._watch(self._session)), self._begin(self._watch_calls(self._session))]
         if self._fault is not None:
             self._faults.end(self._fault)
             self._fault = None
@@ -161,6 +168,8 @@ class ActorLink:
         loop = asyncio.get_running_loop()
         self._number += 1
         number, call = self._number, loop.create_future()
+        if not self._calls:
+            self._heard_s = time.monotonic()
         self._calls[number] = call
         self._queue.append(Order(number=number, request=request, max_attempts=max_attempts, trial=trial))
         if len(self._queue) == 1:
@@ -210,7 +219,15 @@ class ActorLink:
             self._lost(session, type(error).__name__)
 
     async def _watch(self, session: int) -> None:
-        self._lost(session, await lost(self.actor, timeout_s=self._timeout_s))
+        self._lost(session, await self._pulse.lost())
+
+    async def _watch_calls(self, session: int) -> None:
+        """An actor may answer and yet have lost sight of its calls."""
+        while session == self._session and self.is_up:
+            await asyncio.sleep(self._stall_timeout_s / STALL_LOOKS)
+            if self._calls and time.monotonic() - self._heard_s > self._stall_timeout_s:
+                how = f"ended none of its calls for watchdog.judge_s={self._stall_timeout_s:g} s"
+                self._lost(session, await self._pulse.kill(how))
 
     async def _listen(self, session: int) -> None:
         while session == self._session and self.is_up:
@@ -229,6 +246,7 @@ class ActorLink:
                     self._on_event(item)
 
     def _end(self, ended: Ended) -> None:
+        self._heard_s = time.monotonic()
         on_given_up = self._given_up.pop(ended.number, None)
         if on_given_up is not None:
             on_given_up(ended.served.requests if ended.served is not None else ended.given_up or ())
@@ -246,8 +264,10 @@ class ActorLink:
         if session != self._session or not self.is_up:
             return
         self.is_up = False
+        for task in self._watching:
+            task.cancel()
         num_calls = sum(not call.done() for call in self._calls.values())
-        self._lose_calls(f"{self.name} was lost: {how}")
+        self._lose_calls(f"judge actor {self.name} was lost: {how}")
         self._begin(self._revive())
         self._fault = self._faults.begin(FaultKind.JUDGE_ACTOR_LOST, self.name, f"{how}, with {num_calls} calls")
 
@@ -275,10 +295,11 @@ class ActorLink:
                     logger.warning("%s does not come up: %s", self.name, told)
                 await asyncio.sleep(REVIVE_PAUSE_S)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

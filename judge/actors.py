@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,7 +14,8 @@ from judge.accounting import Served
 from judge.actor_link import ActorLink, Admits, OnGivenUp
 from judge.availability import Event, Held
 from judge.limiter import RateLimiter, RemoteLimiter, split_concurrency
-from judge.pulse import back, lost
+from judge.named_actor import named_actor
+from judge.pulse import Pulse
 from judge.worker import JudgeWorker
 from mrpo.choices import OutagePolicy
 from mrpo.config import JudgeConfig
@@ -23,7 +25,6 @@ from mrpo.types import AnswerRequest, JudgeRequest
 
 logger = logging.getLogger(__name__)
 
-MOST_NAMES = 1000  # of actors that share a name but for a number
 ACTOR_CPUS = 0  # judge actors wait on the network, and must find a place where engines and learner hold every core
 JOIN_GRACE_S = 3.0  # after the first actor is up, for the others: what is wrong with one is then told at the start
 
@@ -43,6 +44,8 @@ class JudgeActors:
         open_now: Callable[[], Sequence[int]],
         admits: Admits,
         faults: FaultLog,
+        stall_timeout_s: float,
+        log_dir: Path | None,
     ) -> None:
         """Create the actors; they come up while other parts start.
 
@@ -52,6 +55,8 @@ class JudgeActors:
             open_now: the endpoints whose circuits are open, for an actor that comes up again.
             admits: says why an actor that joins after the start may not serve; see `ActorLink`.
             faults: told of actors that are lost and come back.
+            stall_timeout_s: for which none of an actor's calls may end, though it has some.
+            log_dir: existing folder for the stacks of an actor that is stuck; None: they are only quoted.
 
         Raises:
             ConfigError: there are more actors than calls in flight.
@@ -68,24 +73,24 @@ class JudgeActors:
         shares = split_concurrency(config)
         self._limiter: Any = None
         self._limiter_name = ""
+        self._log_dir = log_dir
         limiter: RemoteLimiter | None = None
         if config.requests_per_minute is not None or config.tokens_per_minute is not None:
-            self._limiter, self._limiter_name = _spawn(
+            self._limiter, self._limiter_name = named_actor(
                 RateLimiter,
                 "judge-limiter",
-                retries=-1,  # a booking made twice costs a little time; a lost one would fail a call
+                options=_options(retries=-1),  # a booking made twice costs a little time; a lost one would fail a call
                 requests_per_minute=config.requests_per_minute,
                 tokens_per_minute=config.tokens_per_minute,
             )
             limiter = RemoteLimiter(self._limiter_name, counts_tokens=config.tokens_per_minute is not None)
         self._links: list[ActorLink] = []
         for index, share in enumerate(shares):
-            actor, name = _spawn(
+            actor, name = named_actor(
                 JudgeWorker,
                 f"judge-{index}",
                 config,
-                retries=0,
-                resources=config.resources,
+                options=_options(retries=0, resources=config.resources),
                 concurrency=share,
                 limiter=limiter,
             )
@@ -93,7 +98,8 @@ class JudgeActors:
                 actor,
                 name,
                 capacity=share,
-                timeout_s=config.actor_timeout_s,
+                pulse=Pulse(actor, name, timeout_s=config.actor_timeout_s, log_dir=log_dir),
+                stall_timeout_s=stall_timeout_s,
                 admits=lambda keys: self._admits(keys) if self._is_started else None,
                 faults=faults,
                 on_event=self._hear,
@@ -209,10 +215,11 @@ class JudgeActors:
     async def _watch_limiter(self) -> None:
         """Say when the limiter is lost, and see to it that one that is stuck is not waited for."""
         name, timeout_s = self._limiter_name, self._config.actor_timeout_s
+        pulse = Pulse(self._limiter, name, timeout_s=timeout_s, log_dir=self._log_dir)
         while True:
-            how = await lost(self._limiter, timeout_s=timeout_s)
+            how = await pulse.lost()
             with self._faults.during(FaultKind.JUDGE_ACTOR_LOST, name, how):
-                await back(self._limiter, timeout_s=timeout_s)
+                await pulse.back()
 
     def _joined(self, task: asyncio.Task[list[bool]]) -> None:
         fault = None if task.cancelled() else task.exception()
@@ -227,36 +234,12 @@ class JudgeActors:
         self._on_event(event)
 
 
-def _called(cls: type, name: str) -> type:
-    """The class with the actor's name for its `repr`: tasks of the actor and its process are called `judge-0.take`."""
-    return type(cls.__name__, (cls,), {"__repr__": lambda self: name, "__module__": cls.__module__})
-
-
-def _spawn(
-    cls: type, name: str, *args: Any, retries: int, resources: Mapping[str, float] | None = None, **kwargs: Any
-) -> tuple[Any, str]:
-    """The one place where plain classes become actors; the actor and its name.
-
-    Args:
-        cls: a plain class.
-        name: of the actor, as Ray's dashboard shows it; where one of that name is still there, `name.2` and so on.
-        args: of `cls`.
-        retries: of a call whose actor died, -1 for ever.
-        resources: of Ray, claimed beside.
-        kwargs: of `cls`.
-    """
-    for name_of_life in (name, *(f"{name}.{number}" for number in range(2, MOST_NAMES))):
-        actor_class: Any = ray.remote(_called(cls, name_of_life)).options(
-            name=name_of_life,
-            num_cpus=ACTOR_CPUS,
-            resources=dict(resources or {}),
-            max_restarts=-1,
-            max_task_retries=retries,
-            max_concurrency=100_000,  # requests for news and turns wait inside the actors
-        )
-        try:
-            return actor_class.remote(*args, **kwargs), name_of_life
-        except ValueError as error:
-            if "already taken" not in str(error):  # by another pool of the job, or by one that ended a moment ago
-                raise
-    raise AssertionError(f"{MOST_NAMES} actors are named {name}")
+def _options(retries: int, resources: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Ray's, of every actor here. `retries`: of a call whose actor died, -1 for ever."""
+    return {
+        "num_cpus": ACTOR_CPUS,
+        "resources": dict(resources or {}),
+        "max_restarts": -1,
+        "max_task_retries": retries,
+        "max_concurrency": 100_000,  # requests for news and turns wait inside the actors
+    }

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from judge.process import process_name
+from judge.process import process_place
 from judge.rate import Entry, Lane, TokenLane
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError
@@ -67,9 +67,9 @@ class RateLimiter:
         self._number = 0
         self._open: dict[int, Entry] = {}  # turns that are not settled
 
-    async def ping(self) -> str:
+    async def ping(self) -> tuple[str, int]:
         """Answering at all says that this process lives; which one it is."""
-        return process_name()
+        return process_place()
 
     async def reserve(self, num_tokens: int) -> Turn:
         """See `Limiter`."""

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from judge.accountant import Accountant, Lease
@@ -20,7 +21,7 @@ from judge.client import too_long
 from judge.ruling_key import rubric_version
 from judge.silence import Silence
 from mrpo.choices import OutagePolicy
-from mrpo.config import JudgeConfig
+from mrpo.config import JudgeConfig, WatchdogConfig
 from mrpo.errors import ConfigError
 from mrpo.faults import FaultLog
 from mrpo.judge_endpoints import endpoints_of
@@ -80,6 +81,8 @@ class RayJudgePool:
         on_outage: Callable[[str], None] | None = None,
         on_warning: Callable[[str], None] | None = None,
         faults: FaultLog | None = None,
+        stall_timeout_s: float = WatchdogConfig().judge_s,
+        log_dir: Path | None = None,
     ) -> None:
         """Create the actors; they come up while other parts start.
 
@@ -91,6 +94,8 @@ class RayJudgePool:
             on_outage: told in a line when an outage begins and when it ends; None: these are logged.
             on_warning: told in a line when most of a budget is spent; None: it is logged.
             faults: told of outages, and of actors that are lost and come back; None: nobody keeps a record.
+            stall_timeout_s: for which none of an actor's calls may end, though it has some.
+            log_dir: existing folder for the stacks of an actor that is stuck; None: they are only quoted.
 
         Raises:
             ConfigError: there is no endpoint, there are more actors than calls in flight, or a budget of money and no
@@ -108,6 +113,8 @@ class RayJudgePool:
             open_now=lambda: self._circuits.open,
             admits=lambda keys: self._missing_key([keys]),
             faults=faults,
+            stall_timeout_s=stall_timeout_s,
+            log_dir=log_dir,
         )
         names = [f"{endpoint.model} at {endpoint.url}" for endpoint in self._endpoints]
         self._circuits = Circuits(names, config, tell=self._actors.set_open, on_event=on_outage, faults=faults)

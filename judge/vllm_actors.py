@@ -7,15 +7,21 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from judge.vllm_server import VllmServer, VllmSpec
+from judge.named_actor import named_actor
+from judge.process import process_place
+from judge.pulse import Pulse
+from judge.vllm_server import Command, VllmServer, VllmSpec
 from mrpo.config import EndpointConfig, JudgeConfig
 from mrpo.errors import JudgeUnavailableError, MRPOError
+from mrpo.faults import FaultKind, FaultLog
 from mrpo.placement import Seat
 
 logger = logging.getLogger(__name__)
@@ -23,16 +29,30 @@ LOOPBACK = "127.0.0.1"
 MAX_RESTARTS = 3  # of a server that ends by itself; then its endpoint stays down
 POLL_S = 1.0
 CLOSE_TIMEOUT_S = 40.0
+SILENT_S = 60.0  # for which an actor may be; it does nothing but wait
+MAX_PAUSE_S = 60.0  # between attempts to make one anew
 
 
 class VllmActor:
     """Keeps one server running on its node; plain, so that `ray.remote` is applied in one place."""
 
-    def __init__(self, spec: VllmSpec, *, local: bool) -> None:
-        """`local`: the cluster is this machine, and nobody else need reach the server."""
-        self.server = VllmServer(spec, host=LOOPBACK if local else ray.util.get_node_ip_address())
+    def __init__(self, spec: VllmSpec, *, local: bool, command: Command | None = None, port: int | None = None) -> None:
+        """Nothing is started yet.
+
+        Args:
+            spec: of the server.
+            local: the cluster is this machine, and nobody else need reach the server.
+            command: as `VllmServer`.
+            port: as `VllmServer`.
+        """
+        host = LOOPBACK if local else ray.util.get_node_ip_address()
+        self.server = VllmServer(spec, host=host, command=command, port=port)
         self._closing = threading.Event()
         self._closed = threading.Lock()
+
+    def ping(self) -> tuple[str, int]:
+        """Answering at all says that this process lives; which one it is."""
+        return process_place()
 
     def start(self) -> str:
         """The base URL of the healthy server.
@@ -69,18 +89,33 @@ class VllmActor:
 class VllmServers:
     """All servers of a run; `start`, `judge_config`, `close`. Ray must be up."""
 
-    def __init__(self, specs: Sequence[VllmSpec], seats: Sequence[Seat], *, local: bool) -> None:
+    def __init__(
+        self,
+        specs: Sequence[VllmSpec],
+        seats: Sequence[Seat],
+        *,
+        local: bool,
+        faults: FaultLog | None = None,
+        command: Command | None = None,
+    ) -> None:
         """Create the actors.
 
         Args:
             specs: one a server.
             seats: as many, or none on a CPU.
             local: as `VllmActor`.
+            faults: told of actors that are lost and come back.
+            command: as `VllmActor`.
         """
         self._specs = list(specs)
-        places: list[Seat | None] = list(seats) or [None] * len(specs)
-        self._actors = [_make_actor(spec, seat, local) for spec, seat in zip(specs, places, strict=True)]
+        self._places: list[Seat | None] = list(seats) or [None] * len(specs)
+        self._local = local
+        self._faults = faults or FaultLog(None)
+        self._command = command
+        made = [self._make(index) for index in range(len(specs))]
+        self._actors, self._names = [actor for actor, _ in made], [name for _, name in made]
         self._urls: list[str] = []
+        self._keeping: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Wait until every server is healthy.
@@ -90,6 +125,7 @@ class VllmServers:
         """
         calls = [_answer(spec, actor.start.remote()) for spec, actor in zip(self._specs, self._actors, strict=True)]
         self._urls = await asyncio.gather(*calls)
+        self._keeping = [asyncio.create_task(self._keep(index)) for index in range(len(self._specs))]
 
     def judge_config(self, config: JudgeConfig) -> JudgeConfig:
         """The judge's settings with these servers as endpoints."""
@@ -100,6 +136,8 @@ class VllmServers:
 
     async def close(self) -> None:
         """End servers and actors; safe to call twice."""
+        for task in self._keeping:
+            task.cancel()
         actors, self._actors = self._actors, []
         ending = [asyncio.ensure_future(_quiet(actor.close.remote())) for actor in actors]
         if ending:
@@ -107,16 +145,52 @@ class VllmServers:
         for actor in actors:
             ray.kill(actor)  # the supervisor ends a server whose actor is gone
 
+    def _make(self, index: int, port: int | None = None) -> tuple[Any, str]:
+        spec, options = self._specs[index], _options(self._places[index])
+        return named_actor(
+            VllmActor, spec.name, spec, options=options, local=self._local, command=self._command, port=port
+        )
 
-def _make_actor(spec: VllmSpec, seat: Seat | None, local: bool) -> Any:
-    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 2}  # `close` is heard while `start` waits
+    async def _keep(self, index: int) -> None:
+        """Make an actor anew that is lost; its server went with it, and calls go elsewhere or wait meanwhile."""
+        while True:
+            name, log_dir = self._names[index], Path(self._specs[index].log_file).parent
+            pulse = Pulse(self._actors[index], name, timeout_s=SILENT_S, log_dir=log_dir)
+            how = await pulse.lost()
+            with self._faults.during(FaultKind.JUDGE_ACTOR_LOST, name, how):
+                await self._replace(index)
+
+    async def _replace(self, index: int) -> None:
+        spec, url = self._specs[index], self._urls[index]
+        pause_s = POLL_S
+        while True:
+            self._actors[index], self._names[index] = self._make(index, urlsplit(url).port)
+            try:
+                found = await _answer(spec, self._actors[index].start.remote())
+                break
+            except (JudgeUnavailableError, RayError) as error:  # its port may still be held by the server before it
+                logger.warning("%s is not up again: %s", spec.name, str(error).splitlines()[0])
+                ray.kill(self._actors[index])
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+        if found != url:
+            logger.error(
+                "%s came up at %s and calls go to %s: it stays out of use until the run is resumed",
+                spec.name,
+                found,
+                url,
+            )
+
+
+def _options(seat: Seat | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 3}  # `close` and `ping` are heard while `start` waits
     if seat is not None:
         options |= {
             "num_cpus": 1,
             "num_gpus": seat.num_gpus,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(seat.group, seat.bundle),
         }
-    return ray.remote(VllmActor).options(**options).remote(spec, local=local)
+    return options
 
 
 async def _answer(spec: VllmSpec, reference: Any) -> str:

@@ -102,19 +102,20 @@ def _without_keys(environment: Mapping[str, str]) -> dict[str, str]:
 class VllmServer:
     """One server; `start` and `close`."""
 
-    def __init__(self, spec: VllmSpec, *, host: str, command: Command | None = None) -> None:
+    def __init__(self, spec: VllmSpec, *, host: str, command: Command | None = None, port: int | None = None) -> None:
         """Describe the server; `start` runs it.
 
         Args:
             spec: what is served.
             host: address of this machine to listen on, as those who ask reach it.
             command: another server's command line, given a port; None: vLLM's.
+            port: to listen on; None: a free one.
         """
         self.spec = spec
         self._command = command or (lambda port: server_command(spec, host=host, port=port))
         self._host = host
         self._process: subprocess.Popen[bytes] | None = None
-        self._port: int | None = None
+        self._port = port
 
     @property
     def url(self) -> str:

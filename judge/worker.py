@@ -16,7 +16,7 @@ from judge.accounting import RequestUsage, Served
 from judge.availability import Event
 from judge.client import JudgeClient
 from judge.limiter import Limiter
-from judge.process import process_name
+from judge.process import process_place
 from mrpo.config import JudgeConfig
 from mrpo.errors import ConfigError, MRPOError
 from mrpo.types import AnswerRequest, JudgeRequest
@@ -60,9 +60,9 @@ class JudgeWorker:
         """Made on first use: an actor that cannot be made dies, and an error in it reaches nobody as it was raised."""
         return self._make_client()
 
-    async def ping(self) -> str:
+    async def ping(self) -> tuple[str, int]:
         """Answering at all says that this process lives; which one it is."""
-        return process_name()
+        return process_place()
 
     async def has_keys(self) -> list[bool]:
         """Whether this process has the key of each endpoint. Answering at all says that the worker is up.

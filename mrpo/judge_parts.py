@@ -112,14 +112,21 @@ async def start_judge(
 
     with console.stage(f"judge ({config.judge.kind})"):
         if config.judge.kind == JudgeKind.VLLM:
-            endpoint = await _start_own_judge(config, stack, seats, log_dir or Path(config.cache_dir) / "logs")
+            endpoint = await _start_own_judge(config, stack, seats, log_dir or Path(config.cache_dir) / "logs", faults)
         else:
             endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
         cache = open_cache(endpoint, Path(config.cache_dir), bypass=fresh)
         if cache is not None:
             stack.callback(cache.close)
         pool = RayJudgePool(
-            endpoint, ledger=ledger, rulings=cache, on_outage=on_event, on_warning=on_event, faults=faults
+            endpoint,
+            ledger=ledger,
+            rulings=cache,
+            on_outage=on_event,
+            on_warning=on_event,
+            faults=faults,
+            stall_timeout_s=config.watchdog.judge_s,
+            log_dir=log_dir,
         )
         stack.callback(pool.close)
         stack.enter_context(console.watching(pool.status))
@@ -132,7 +139,11 @@ async def start_judge(
 
 
 async def _start_own_judge(
-    config: Config, stack: AsyncExitStack, seats: Sequence[Seat] | None, log_dir: Path
+    config: Config,
+    stack: AsyncExitStack,
+    seats: Sequence[Seat] | None,
+    log_dir: Path,
+    faults: FaultLog | None,
 ) -> JudgeConfig:
     """Serve the model of `judge.kind=vllm`; `stack` ends the servers."""
     from judge.vllm_actors import VllmServers
@@ -146,16 +157,16 @@ async def _start_own_judge(
         seats = (await stack.enter_async_context(reserved(layout))).judges
     specs = [
         VllmSpec(
-            name=f"judge-{number}",
+            name=f"judge-server-{number}",
             model=str(own.folder),
             served_name=own.served_name,
             settings=config.judge.vllm,
             on_gpu=on_gpu,
-            log_file=str((log_dir / f"judge-{number}.log").absolute()),
+            log_file=str((log_dir / f"judge-server-{number}.log").absolute()),
         )
         for number in range(config.judge.vllm.num_servers)
     ]
-    servers = VllmServers(specs, seats or (), local=config.cluster.address is None)
+    servers = VllmServers(specs, seats or (), local=config.cluster.address is None, faults=faults)
     stack.push_async_callback(servers.close)
     await servers.start()
     return servers.judge_config(config.judge)

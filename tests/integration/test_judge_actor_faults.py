@@ -74,14 +74,36 @@ def test_an_actor_that_hangs_is_killed_and_replaced_and_its_calls_are_made_elsew
 
     with ScriptedServer(script) as server:
         config = config_of(server.url, num_actors=2, actor_timeout_s=4.0, deadline_s=60.0)
-        first, later, found, new, other = with_pool(config, scenario, faults=faults)
+        first, later, found, new, other = with_pool(config, scenario, faults=faults, log_dir=tmp_path)
     assert ruled([*first, *later])
     assert len({new, other}) == 2
     (fault,) = found
     assert (fault.kind, fault.who) == (FaultKind.JUDGE_ACTOR_LOST, "judge-0")
-    assert fault.detail == "it gave no sign of life for 4 s and was killed, with 4 calls"
+    assert fault.detail.startswith("it gave no sign of life for 4 s and was killed (is stopped (state T)")
+    assert fault.detail.endswith(", with 4 calls")
+    (stacks,) = tmp_path.glob("stacks-judge-*.txt")
+    assert "== judge-0 (pid " in stacks.read_text()
     assert fault.recovery_s is not None and fault.recovery_s < RECOVERY_S
     assert faults.take_metrics()["faults/judge_actor_lost"] == 1.0
+
+
+def test_an_actor_that_answers_but_ends_none_of_its_calls_is_replaced(image: str, tmp_path: Path) -> None:
+    faults = FaultLog(tmp_path / "faults.jsonl")
+
+    def drop_calls(worker: Any) -> None:
+        worker._calls.clear()  # as a fault of ours would
+
+    async def scenario(pool: RayJudgePool) -> tuple[Judgement, list[Fault]]:
+        call = asyncio.create_task(pool.judge(judge_request(image)))
+        while not server.requests:
+            await asyncio.sleep(0.02)
+        await ray.get_actor("judge-0").__ray_call__.remote(drop_calls)
+        return await asyncio.wait_for(call, RECOVERY_S), await mended(faults, tmp_path, 1)
+
+    with ScriptedServer(lambda number, _: reply(GOOD, delay_s=0.5 if number == 0 else 0.0)) as server:
+        judgement, found = with_pool(config_of(server.url), scenario, faults=faults, stall_timeout_s=4.0)
+    assert ruled([judgement])
+    assert found[0].detail.startswith("it ended none of its calls for watchdog.judge_s=4 s and was killed (in ")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hanging"])

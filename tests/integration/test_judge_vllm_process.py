@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import ray
 
-from judge.vllm_actors import VllmActor
+from judge.vllm_actors import VllmActor, VllmServers
 from judge.vllm_server import VllmServer, VllmSpec, server_command, server_environment
-from mrpo.config import VllmJudgeConfig
+from mrpo.choices import JudgeKind
+from mrpo.config import JudgeConfig, VllmJudgeConfig
 from mrpo.errors import JudgeUnavailableError
+from mrpo.faults import Fault, FaultKind, FaultLog, read_faults
 
 HEALTHY = """
 import subprocess, sys
@@ -147,3 +152,33 @@ def test_vllm_is_asked_for_what_the_settings_say() -> None:
     assert "--enforce-eager" not in command
     assert "CUDA_VISIBLE_DEVICES" not in server_environment(spec)  # Ray's are the server's
     assert server_environment(spec)["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_lost_actor_comes_back_with_its_server_at_its_address(tmp_path: Path) -> None:
+    faults = FaultLog(tmp_path / "faults.jsonl")
+    spec = replace(server(tmp_path, HEALTHY).spec, name="judge-server-7")
+    script = HEALTHY
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, "-c", script, str(port)]
+
+    async def scenario() -> list[Fault]:
+        servers = VllmServers([spec], [], local=True, faults=faults, command=command)
+        try:
+            await servers.start()
+            url = str(servers.judge_config(JudgeConfig(kind=JudgeKind.VLLM)).endpoints[0].url)
+            health = url.removesuffix("/v1") + "/health"
+            assert answers(health)
+            ray.kill(ray.get_actor("judge-server-7"))
+            ends_at = time.monotonic() + 90.0
+            while not (found := read_faults(tmp_path)) or found[0].recovery_s is None:
+                assert time.monotonic() < ends_at
+                await asyncio.sleep(0.2)
+            assert answers(health)
+            return found
+        finally:
+            await servers.close()
+
+    (fault,) = asyncio.run(scenario())
+    assert (fault.kind, fault.who) == (FaultKind.JUDGE_ACTOR_LOST, "judge-server-7")

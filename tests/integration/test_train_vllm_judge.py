@@ -55,6 +55,6 @@ def test_a_run_with_a_judge_of_its_own_has_a_ruling_on_every_completion(tmp_path
     assert 0 < (step["judge/canary_error_rate"] or 0) <= 1  # its marks are chance
     assert "judge canaries:" in (run / "events.log").read_text()
     assert "canary steps ruled wrong" in (run / "report.html").read_text()
-    assert (run / "logs" / "judge-0.log").stat().st_size > 0
+    assert (run / "logs" / "judge-server-0.log").stat().st_size > 0
     left = [process for process in psutil.process_iter(["cmdline"]) if model in " ".join(process.info["cmdline"] or [])]
     assert not left
