@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,12 +20,10 @@ from torch import Tensor
 from learner.weight_source import WeightMeta, WeightSource
 from learner.weight_sync import SyncStats, WeightSyncClient
 from mrpo.errors import ResourceError
-from mrpo.host import host_id
+from mrpo.host import SHM_FOLDER, WEIGHTS_PREFIX, host_id
 
 log = logging.getLogger(__name__)
 
-SHM_FOLDER = Path("/dev/shm")
-PREFIX = "mrpo-weights-"
 ALIGNMENT = 64  # bytes, of a tensor in its bucket
 NUM_BUFFERS = 2  # the next bucket is filled in one while engines read the other
 
@@ -49,7 +46,7 @@ class ShmBuffer:
 
     def __init__(self, size: int) -> None:
         """Raises `ResourceError` where the shared memory is too small."""
-        self.path = SHM_FOLDER / f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
+        self.path = SHM_FOLDER / f"{WEIGHTS_PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             # Held for as long as the file is mapped; it ends with this process, however that ends.
@@ -86,7 +83,7 @@ class ShmBuffer:
 
 def remove_leftovers() -> None:
     """Remove buffers whose process was killed in the middle of an update; a living one holds its buffers' locks."""
-    for path in SHM_FOLDER.glob(f"{PREFIX}*"):
+    for path in SHM_FOLDER.glob(f"{WEIGHTS_PREFIX}*"):
         with contextlib.suppress(OSError):  # in use (locked), another user's, or gone already
             descriptor = os.open(path, os.O_RDWR)
             try:

@@ -6,6 +6,8 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
+SHM_FOLDER = Path("/dev/shm")
+WEIGHTS_PREFIX = "mrpo-weights-"  # of buffers there, followed by the pid of the rank that made them
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

@@ -30,6 +30,7 @@ from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
 from mrpo.placement import Seat, Seats, placement_of, to_begin
 from mrpo.preflight import check_gpus
 from mrpo.protocols import AnswerScorer, MeteredJudge
+from mrpo.reaper import Reaper
 from mrpo.rewards.bertscore import BertScoreEncoder, check_encoder
 from mrpo.rewards.scorer import Pair, Similarity, build_answer_scorer, local_similarity, needs_encoder
 from mrpo.tasks import first_failure_ends_all
@@ -208,7 +209,10 @@ def start_ray(
         learner: whether the cluster must have room for one.
         engines: whether it must have room for them.
     """
-    stack.callback(end_stray_processes, spare=[child.pid for child in psutil.Process().children(recursive=True)])
+    spare = [child.pid for child in psutil.Process().children(recursive=True)]
+    reaper = Reaper(spare)
+    stack.callback(reaper.close)
+    stack.callback(end_stray_processes, spare=[*spare, reaper.pid])
     with console.stage("Ray"):
         _start_ray(config, learner=learner, engines=engines)
         stack.callback(_stop_ray)
