@@ -50,7 +50,7 @@ class Nodes:
 
     num_cpus: int = 1  # of the head
     _cluster: Any = field(init=False)
-    _elsewhere: list[subprocess.Popen[bytes]] = field(init=False, default_factory=list)
+    _elsewhere: list[list[Any]] = field(init=False, default_factory=list)  # process and node's id of each
 
     def __post_init__(self) -> None:
         head = {"num_cpus": self.num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
@@ -83,7 +83,7 @@ class Nodes:
         environment: Mapping[str, str] | None = None,
     ) -> str:
         """A node in a process tree and a directory of its own, on another host where one is named; its id."""
-        before = {node["NodeID"] for node in self.alive()}
+        before = self._ids()
         start = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self.address}"),
             *(f"--num-cpus={num_cpus}", f"--resources={json.dumps(dict(resources or {}))}"),
@@ -91,27 +91,28 @@ class Nodes:
         ]
         rename = f"hostname {host} && " if host is not None else ""
         command = ["sh", "-c", f"{rename}cd / && exec {shlex.join(start)}"]
-        self._elsewhere.append(
-            subprocess.Popen(
-                [*UNSHARE, *command] if host is not None else command,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            [*UNSHARE, *command] if host is not None else command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
         )
-        wait_for(lambda: len(self.alive()) > len(before), "the node elsewhere", 120.0)
-        (node_id,) = {node["NodeID"] for node in self.alive()} - before
-        return str(node_id)
+        self._elsewhere.append([process, ""])
+        wait_for(lambda: bool(self._ids() - before), "the node elsewhere", 120.0)
+        (node_id,) = self._ids() - before
+        self._elsewhere[-1][1] = node_id
+        return node_id
 
     def end_elsewhere(self) -> None:
         """End the newest node of a process tree of its own."""
-        before, process = len(self.alive()), self._elsewhere.pop()
+        process, node_id = self._elsewhere.pop()
         _end(process)
-        wait_for(lambda: len(self.alive()) < before, "the end of the node elsewhere", 120.0)
+        wait_for(lambda: node_id not in self._ids(), "the end of the node elsewhere", 120.0)
 
-    def alive(self) -> list[dict[str, Any]]:
-        return [node for node in self._cluster.global_state.node_table() if node["Alive"]]
+    def _ids(self) -> set[str]:
+        """Of the nodes that Ray takes for alive; one that lost power is so for a while."""
+        return {str(node["NodeID"]) for node in self._cluster.global_state.node_table() if node["Alive"]}
 
     def actors(self) -> dict[str, str]:
         """Where living named actors are: name → node's id."""
@@ -119,7 +120,7 @@ class Nodes:
         return {row["Name"]: row["Address"]["NodeID"] for row in table.values() if row["Name"]}
 
     def close(self) -> None:
-        for process in self._elsewhere:
+        for process, _ in self._elsewhere:
             _end(process)
         self._cluster.shutdown()
 
