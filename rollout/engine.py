@@ -388,7 +388,10 @@ def _engine_args(spec: EngineSpec, image_settings: dict[str, Any], traces: Path 
     if traces is not None:
         profiler = {
             "profiler_config": ProfilerConfig(
-                profiler="torch", torch_profiler_dir=str(traces), torch_profiler_with_stack=bool(spec.trace_stacks)
+                profiler="torch",
+                torch_profiler_dir=str(traces),
+                torch_profiler_with_stack=bool(spec.trace_stacks),
+                max_iterations=spec.trace_steps,
             )
         }
     return EngineArgs(

@@ -35,6 +35,7 @@ class EngineSpec:
     actor_name: str = ""  # of this life of the engine; the actor is given it
     gpu_ids: tuple[str, ...] = ()  # on this machine; empty: those that Ray shows the actor
     trace_stacks: bool | None = None  # whether recordings of it hold Python's frames; None: nothing can be recorded
+    trace_steps: int = 0  # of the engine, in a recording; 0: all until its end
 
 
 def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir: str | None) -> list[EngineSpec]:
@@ -68,6 +69,7 @@ def engine_specs(config: Config, model_folder: str, model_type: str, *, log_dir:
             cores=cores,
             log_file=None if log_dir is None else os.path.join(log_dir, f"engine-{index}.log"),
             trace_stacks=config.profile.stacks if config.profile.active else None,
+            trace_steps=config.profile.engine_steps,
         )
         for index, cores in enumerate(cores_of_engines(rollout.cpu_cores, rollout.engines_at_most))
     ]
