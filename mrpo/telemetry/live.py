@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mrpo.atomic import write_text
 from mrpo.config import Config
 from mrpo.telemetry.exporter import RayExporter
 from mrpo.telemetry.provision import put_beside_rays
@@ -19,7 +22,7 @@ from mrpo.telemetry.table import Reading
 logger = logging.getLogger(__name__)
 
 TIMELINE = "logs/timeline.json"  # in the run folder
-FLUSH_S = 1.5  # Ray's processes hand in their spans every second
+FLUSH_S, FLUSH_TRIES = 0.5, 20  # Ray's processes hand in their spans every second, a busy machine's later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +53,8 @@ async def running_telemetry(
     queues = QueueWatch(look, exporter, refresh=exporter.refresh)
     async with queues.running():
         yield Telemetry(watcher=exporter, span=stages.span, queue_metrics=queues.take_metrics)
-    if config.cluster.address is None and stages.any_ended:
-        await asyncio.sleep(FLUSH_S)
-        write_timeline(run / TIMELINE)
+    if config.cluster.address is None and stages.num_ended:
+        await _keep_timeline(run / TIMELINE, stages.num_ended)
 
 
 def _show_dashboard() -> None:
@@ -65,8 +67,21 @@ def _show_dashboard() -> None:
         logger.warning("Grafana does not get the dashboard of this run from Ray's folder: %s", error)
 
 
-def write_timeline(path: Path) -> None:
-    """Write what `ray timeline` writes, for chrome://tracing or ui.perfetto.dev."""
+async def _keep_timeline(path: Path, num_spans: int) -> None:
+    """Write what `ray timeline` writes, for ui.perfetto.dev or chrome://tracing, once it has all spans of this process.
+
+    Args:
+        path: in a folder that is there.
+        num_spans: that ended.
+    """
     import ray
 
-    ray.timeline(str(path))
+    events: list[dict[str, Any]] = []
+    for _ in range(FLUSH_TRIES):
+        await asyncio.sleep(FLUSH_S)
+        events = ray.timeline()
+        if sum(event.get("cat") == event["name"] for event in events) >= num_spans:
+            break
+    else:
+        logger.warning("%s has not all stages: Ray was slow to hand them in", path)
+    write_text(path, json.dumps(events))

@@ -26,17 +26,13 @@ class Stages:
         self._open = [IDLE]
         self._durations_s: dict[str, float] = {}  # of the newest finished stage of each name
         self._known = {IDLE}
+        self.num_ended = 0
         self._show()
 
     @property
     def state(self) -> str:
         """What the run is doing."""
         return self._open[-1]
-
-    @property
-    def any_ended(self) -> bool:
-        """Whether there is a stage to see on a timeline."""
-        return bool(self._durations_s)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -51,6 +47,7 @@ class Stages:
         finally:
             # Not always the innermost: a checkpoint may be written while the next step is under way.
             del self._open[len(self._open) - 1 - self._open[::-1].index(name)]
+            self.num_ended += 1
             self._durations_s[name] = time.perf_counter() - started
             self._show()
 
