@@ -120,7 +120,7 @@ def innermost(text: str, num_frames: int = NUM_FRAMES) -> str:
     Returns:
         `wait (threading.py:327) < step (learner/actor.py:88)`, threads parted by `|`; empty where there is none.
     """
-    threads = [_frames(part) for part in _THREAD.split(text)] if "File" in text else [_py_spy_frames(text)]
+    threads = [_frames(part) or _py_spy_frames(part) for part in _THREAD.split(text)]
     threads = [frames for frames in threads if frames]
     own = [frames for frames in threads if any(_OWN.search(file) for file, _, _ in frames)]
     return " | ".join(_quoted(frames, num_frames) for frames in own or threads[-1:])

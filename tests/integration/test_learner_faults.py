@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from learner.group import DeepSpeedLearner
 from mrpo.config import WatchdogConfig
-from mrpo.errors import LearnerLostError, LearnerStuckError
+from mrpo.errors import LearnerLostError, LearnerStuckError, NonFiniteError
 from mrpo.stacks import is_actor
 from mrpo.types import TrainSample
-from tests.integration.learner_world import build_world, completions, spec, to_score
+from tests.integration.learner_world import build_world, completions, first_moments, make, spec, to_score
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -108,3 +109,24 @@ def test_a_rank_that_dies_while_it_starts(world: Path) -> None:
         await learner.close()
 
     asyncio.run(body())
+
+
+def test_a_step_that_overflows_is_refused_and_leaves_no_trace(world: Path) -> None:
+    """The step after it is, to the bit, that of a rank which never saw it."""
+    from learner.step import train_step
+
+    samples, others = completions(world), completions(world, seed=1)
+    undisturbed, rank = make(spec(world)), make(spec(world))
+    for item in (undisturbed, rank):
+        train_step(item, samples, progress=0.0)
+    embeddings = rank.model.get_input_embeddings().weight
+    kept = embeddings.detach().clone()
+    embeddings.data.mul_(1e38)  # finite, and too large to be squared
+    with pytest.raises(NonFiniteError, match="step 2 was not applied: the gradient is not finite"):
+        train_step(rank, others, progress=0.2)
+    embeddings.data.copy_(kept)
+    assert rank.num_steps == 1
+    assert train_step(rank, others, progress=0.2).loss == train_step(undisturbed, others, progress=0.2).loss
+    assert torch.equal(first_moments(rank), first_moments(undisturbed))
+    weights = zip(rank.model.parameters(), undisturbed.model.parameters(), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in weights)

@@ -15,9 +15,13 @@ import pytest
 from mrpo.stacks import Stacks, innermost, is_actor, kill, stacks_of, waits_in_collective
 
 # `re` holds the interpreter's lock for as long as a match takes, which is for ever here.
-BUSY = (
-    "import re\ndef hold_the_lock():\n    re.match('(a+)+$', 'a' * 64 + 'b')\nprint('up', flush=True)\nhold_the_lock()"
-)
+BUSY = """
+import re
+def hold_the_lock():
+    print("up", flush=True)
+    re.match("(a+)+$", "a" * 64 + "b")
+hold_the_lock()
+"""
 IDLE = (
     "import threading\ndef wait_for_ever():\n    print('up', flush=True)\n    threading.Event().wait()\nwait_for_ever()"
 )
@@ -94,7 +98,8 @@ def test_a_message_quotes_the_threads_that_run_this_project() -> None:
 
 def test_an_answer_of_py_spy_is_quoted_alike() -> None:
     frames = "    wait (threading.py:327)\n    step (/opt/mrpo/learner/actor.py:90)\n"
-    text = f'Process 7: python\n\nThread 7 (idle): "MainThread"\n{frames}'
+    idle = '\nThread 8 (idle): "other"\n    main_loop (ray/worker.py:1066)\n'
+    text = f'Process 7: python\n{idle}\nThread 7 (idle): "MainThread"\n{frames}{idle}'
     assert innermost(text) == "wait (threading.py:327) < step (learner/actor.py:90)"
 
 
