@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ON_CPU = ("cpu_op", "python_function", "user_annotation")
+PYTHON = "python_function"
+ON_CPU = ("cpu_op", PYTHON, "user_annotation")
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 _PYTHON = re.compile(r"^(?P<file>[^()]+)\((?P<line>\d+)\): (?P<name>.+)$")  # as PyTorch names a Python function
 _ADDRESS = re.compile(r" (object )?at 0x[0-9a-f]+")
@@ -66,6 +67,8 @@ def read_events(trace: Path) -> list[Mapping[str, Any]]:
 def add_events(root: Frame, events: Iterable[Mapping[str, Any]], *, kinds: tuple[str, ...] = ON_CPU) -> None:
     """Merge a trace into a tree; each thread's calls hang below the root, and its time is theirs.
 
+    Threads that run no operator are left out.
+
     Args:
         root: gets the frames.
         events: of one Chrome trace.
@@ -76,6 +79,8 @@ def add_events(root: Frame, events: Iterable[Mapping[str, Any]], *, kinds: tuple
         if event.get("ph") == "X" and event.get("cat") in kinds and event.get("dur", 0.0) > 0.0:
             threads[event["pid"], event["tid"]].append(event)
     for calls in threads.values():
+        if all(call["cat"] == PYTHON for call in calls):
+            continue  # it waits, or hands over; the time is another thread's
         calls.sort(key=lambda call: (call["ts"], -call["dur"]))
         open_calls: list[tuple[float, Frame]] = []  # when each ends
         for call in calls:

@@ -25,6 +25,7 @@ EVENTS = [
     call("aten::resize_", 52.0, 5.0),
     call("aten::add", 69.0, 4.0),  # by rounding it begins within aten::mm and ends after it
     call("backward", 20.0, 60.0, tid=2),
+    call("threading.py(5): wait", 0.0, 100.0, tid=3, cat="python_function"),  # of a thread that computes nothing
     call("gemm", 30.0, 25.0, tid=9, cat="kernel"),
     {"ph": "M", "name": "process_name", "pid": 7, "args": {}},
 ]
