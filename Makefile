@@ -114,7 +114,7 @@ format: setup ## apply lint fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure (tests/perf); ARGS="hot_path segmentation memory packing conversion judge metrics steps", all by default
+bench: setup ## measure (tests/perf); ARGS="hot_path segmentation memory packing conversion judge metrics checkpoint steps", all by default
 	$(BIN)/python -m tests.perf $(ARGS)
 
 clean: ## remove the environment and tool caches; runs/ stays

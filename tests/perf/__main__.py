@@ -7,6 +7,8 @@
 - `conversion`: time and memory of `make convert` at the sizes of InternVL3-8B (16 GB are written).
 - `judge`: 5,000 judge calls under latency, faults and limits: throughput, CPU a call, and what the server saw.
 - `metrics`: what a step's numbers cost on their way to every place that shows them; fails above 1 % of a step.
+- `checkpoint`: seconds for which a checkpoint holds up training and memory it takes, asynchronous or not; fails above
+  0.5 s on the toy.
 - `steps`: wall time of a 64-completion step of the phantom default at zero judge latency, against the same work in
   plain transformers (`generate`, then one forward and backward pass and AdamW), which is what a trainer without a
   rollout engine does; and with 2 s of judge latency, how much of the judging generation hid.
@@ -27,7 +29,7 @@ from pathlib import Path
 
 from mrpo.rows import read_rows
 from mrpo.run_reading import read_metrics
-from tests.perf import conversion, hot_path, judge_load, logprob_memory, metrics_cost, packing, segmentation
+from tests.perf import checkpoint, conversion, hot_path, judge_load, logprob_memory, metrics_cost, packing, segmentation
 from tests.perf.peer import time_peer_steps
 
 logger = logging.getLogger("bench")
@@ -107,6 +109,7 @@ BENCHES: dict[str, Callable[[], bool | None]] = {
     "packing": packing.report,
     "conversion": conversion.report,
     "judge": judge_load.log_load,
+    "checkpoint": checkpoint.report,
     "metrics": metrics_cost.bench_metrics,
     "steps": bench_steps,
 }
