@@ -1,6 +1,6 @@
 """What a checkpoint costs training: seconds it stands still, and memory beyond its own, asynchronous or not.
 
-A learner of one rank in a process of its own each, on the toy model that `make train` trains, and on one that is deeper.
+A learner of one rank in a process of its own each, on the toy that `make train` trains and on one that is deeper.
 Peaks are those of the resident set above what it held just before. Exits with 1 where the toy's training stands still
 for longer than its bound.
 """
