@@ -19,8 +19,6 @@ class WatchdogConfig:
     score_s: Positive = 900.0  # log-probs of a parity check
     save_s: Positive = 900.0  # a checkpoint, as far as training waits for it
     load_s: Positive = 1800.0
-    judge_s: Positive = (
-        900.0  # one judge actor's answer to one request, with its retries; not while its endpoint is out
-    )
+    judge_s: Positive = 900.0  # one answer of a judge actor, retries included, outages of its endpoint not
     node_poll_s: Positive = 5.0  # between two looks at the cluster's nodes
     max_restarts: NonNegativeInt = 3  # of a lost or stuck learner, in a row without a new step between them
