@@ -98,12 +98,13 @@ class NcclSender(_GpuSender):
             "packed_buffer_size_bytes": self._bucket_bytes,
         }
         self._client.start_weight_update()
+        group = self._group  # an engine that fails at once takes it away from here
         with ThreadPoolExecutor(max_workers=1) as engines:
             # Engines take part in the broadcast while they answer this call.
             received = engines.submit(self._client.update_weights, info)
             received.add_done_callback(self._end_if_failed)
             arguments = NCCLTrainerSendWeightsArgs(
-                group=self._group, packed=True, packed_buffer_size_bytes=self._bucket_bytes
+                group=group, packed=True, packed_buffer_size_bytes=self._bucket_bytes
             )
             try:
                 NCCLWeightTransferEngine.trainer_send_weights(weights, arguments)

@@ -132,7 +132,7 @@ class Controller:
             ParityError: learner and engine disagree.
             JudgeUnavailableError: too many judgements of a step failed.
             JudgeBudgetError: the judge may not be paid any more.
-            EngineError: an engine died or stalled.
+            EngineError: no engine is left, and none comes back.
             WeightSyncError: the new weights did not arrive.
             NonFiniteError: the learner refused two updates in a row; resume goes on from the newest checkpoint.
             LearnerLostError: it was lost again and again, and got no further.

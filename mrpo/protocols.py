@@ -49,7 +49,7 @@ class RolloutPool(Protocol):
     async def receivers(self) -> list[Any]:
         """Handles of the engines that the weights must reach now, dead and stuck ones left out; waits for one at least.
 
-        `set_policy_version` then lets those that have joined since serve too.
+        Engines that join later get the weights then.
         """
         ...
 

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # of one engine, without a completion in between
 BACK_OFF_S = (0.0, 5.0, 30.0)  # before each of them
+NUM_LINES = 2  # of what Ray says of an actor's end
+MAX_CHARACTERS = 300
 GONE_TIMEOUT_S = 30.0  # of a killed process, until the kernel has taken it away with its memory
 
 MakeActor = Callable[[EngineSpec, str], Any]  # the engine's description and the actor's name → a handle
@@ -131,11 +133,11 @@ class EngineSlot:
                 self.state = SlotState.LOADED
             if _is_done(life.watch):
                 ray.get(life.watch)
-        except RayTaskError as error:
-            self.start_error = explain(self.spec, error)
-            self.lose(FaultKind.ENGINE_LOST, str(self.start_error))
         except RayError as error:
-            self.lose(FaultKind.ENGINE_LOST, str(explain(self.spec, error)))
+            explained = explain(self.spec, error)
+            if isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed):
+                self.start_error = explained
+            self.lose(FaultKind.ENGINE_LOST, str(explained))
         timeout_s = self.spec.rollout.start_timeout_s
         if self.state == SlotState.STARTING and time.monotonic() - self._placed_s > timeout_s:
             self.lose(FaultKind.ENGINE_STUCK, f"not up after rollout.start_timeout_s={timeout_s:g}; see {self.log}")
@@ -163,8 +165,10 @@ class EngineSlot:
         assert self._life is not None
         logger.warning("%s", cause)
         name, process, fault = self._life.name, self._info, self._fault
-        if fault is None:  # not one that was lost again on its way back
+        if fault is None:
             fault = self._fault = self._faults.begin(kind, name, cause)
+        else:  # lost again on its way back
+            fault.detail += f"; {cause}"
         self.causes.append(cause)
         again = len(self.causes) <= MAX_RESTARTS
         self.state = SlotState.LOST if again else SlotState.GIVEN_UP
@@ -196,7 +200,8 @@ class EngineSlot:
         if state != SlotState.PENDING:
             with contextlib.suppress(TimeoutError, RayError, MRPOError):
                 await asyncio.wait_for(_answer(life.handle.close.remote()), CLOSE_TIMEOUT_S + 1)
-        await self._bury(life, self._info, None)
+        with contextlib.suppress(TimeoutError):  # on a node that does not answer, it ends by itself
+            await asyncio.wait_for(self._bury(life, self._info, None), CLOSE_TIMEOUT_S)
 
     def _poll_lost(self, may_start: bool) -> None:
         if self._burial is not None and self._burial.cancelled():  # its event loop ended before it did
@@ -280,5 +285,8 @@ def explain(spec: EngineSpec, error: RayError) -> MRPOError:
             return error.cause
         reason = " ".join(str(error.cause).split())
         return EngineError(f"{spec.name} failed: {type(error.cause).__name__}: {reason}{where}")
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]  # not Ray's ids
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return EngineError(f"{spec.name} could not be created: {lines[-1].strip()}{where}")
     died = "died" if isinstance(error, RayActorError) else "did not answer"
-    return EngineError(f"{spec.name} {died}: {str(error).splitlines()[0]}{where}")
+    return EngineError(f"{spec.name} {died}: {' '.join(lines[:NUM_LINES])[:MAX_CHARACTERS]}{where}")

@@ -10,29 +10,25 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from mrpo.choices import Device
 from mrpo.errors import EngineError, ParityError, WeightSyncError
 from mrpo.faults import FaultKind, FaultLog
 from mrpo.parity import compare_logprobs, require_parity
 from mrpo.placement import Seat
 from mrpo.stacks import ActorProcess
 from mrpo.types import Completion, EngineDepth, RolloutRequest, ScoreSample
+from rollout.engine_actor import make_actor
 from rollout.engine_slot import EngineSlot, SlotState, explain
 from rollout.request import refuse_mixed
 from rollout.sampling import Sampling
 from rollout.spec import EngineSpec
-from rollout.worker import RolloutWorker
 
 logger = logging.getLogger(__name__)
 
-MAX_CALLS_IN_FLIGHT = 64  # of one actor; streams of completions and control calls
 TICK_S = 0.1  # between two looks at the engines
 SAY_S = 30.0  # between two lines about what is waited for
 
@@ -66,11 +62,12 @@ class VllmRolloutPool:
         self._sleeps = all(slot.spec.sleeps for slot in slots)
         self._version: int | None = None  # of the policy, once there was one
         self._probe: _Probe | None = None  # under this version
-        self._receiving: list[EngineSlot] = []  # engines that the publish under way reaches
+        self._receiving: dict[str, EngineSlot] = {}  # engines that the publish under way reaches, by their actors
         self._samplings: list[Sampling] = []  # calls of `generate` under way
         self._tracing: list[EngineSlot] = []  # engines that record
         self._may_start = True
         self._closed = False
+        self._tended_s = 0.0
         self._said_s = 0.0
 
     @classmethod
@@ -230,37 +227,44 @@ class VllmRolloutPool:
             await self._all(self._up, "wake_up")
 
     async def receivers(self) -> list[Any]:
-        """Handles of the engines that the weights must reach now: all that are up, sound and answer.
+        """Handles of the engines that the weights must reach now: all that serve, are sound and answer.
 
-        Waits where there is none. `set_policy_version` then concerns these alone.
+        Those that came up since get them one by one as they join, so that one that cannot harms no other; they are
+        named here where nobody serves. Waits where there is none at all.
 
         Raises:
             EngineError: no engine is left, and none comes back.
         """
-        self._receiving = []
-        while not self._receiving:
+        sound: list[EngineSlot] = []
+        while not sound:
             await self._until(lambda: any(slot.is_there for slot in self._slots), admit=False)
-            slots = [slot for slot in self._slots if slot.is_there]
-            answers = await self._all(slots, "updating")
-            for slot, updating in zip(slots, answers, strict=True):
-                if updating is False:
-                    self._receiving.append(slot)
-                elif updating:
-                    slot.fail(
-                        slot.name, FaultKind.ENGINE_LOST, f"{slot.name} is left inside an unfinished weight update"
-                    )
-        return [slot.handle for slot in self._receiving]
+            sound = await self._sound(self._up or [slot for slot in self._slots if slot.is_there])
+        self._receiving = {slot.name: slot for slot in sound}
+        return [slot.handle for slot in sound]
 
     async def lost_receivers(self) -> bool:
         """Whether one of the engines that `receivers` named is gone since."""
-        await self._all([slot for slot in self._receiving if slot.is_there], "updating")
-        return not all(slot.is_there for slot in self._receiving)
+        await self._all(self._still_receiving, "updating")  # the dead do not answer
+        return len(self._still_receiving) < len(self._receiving)
+
+    @property
+    def _still_receiving(self) -> list[EngineSlot]:
+        return [slot for name, slot in self._receiving.items() if slot.name == name and slot.is_there]
+
+    async def _sound(self, slots: Sequence[EngineSlot]) -> list[EngineSlot]:
+        """Those that answer and are outside of any weight update; the others are lost."""
+        sound = []
+        for slot, updating in zip(slots, await self._all(slots, "updating"), strict=True):
+            if updating is False:
+                sound.append(slot)
+            elif updating:
+                slot.fail(slot.name, FaultKind.ENGINE_LOST, f"{slot.name} is inside an unfinished weight update")
+        return sound
 
     async def set_policy_version(self, version: int) -> None:
         """Call after a finished weight update: drops what was cached under the old weights and stamps completions."""
-        slots = [
-            slot for slot in self._slots if slot.state == SlotState.UP or (slot.is_there and slot in self._receiving)
-        ]
+        slots = await self._sound(list({slot.name: slot for slot in [*self._up, *self._still_receiving]}.values()))
+        self._receiving.clear()
         self._version, self._probe = version, None
         for slot, answer in zip(slots, await self._all(slots, "set_policy_version", [version]), strict=True):
             if answer is True:
@@ -294,8 +298,10 @@ class VllmRolloutPool:
         """Notice what became of the engines, and let those that came up serve unless that is the caller's business."""
         if self._closed:
             raise EngineError("the rollout pool is closed; start another")
-        for slot in self._slots:
-            slot.poll(may_start=self._may_start)
+        if time.monotonic() - self._tended_s >= TICK_S:
+            for slot in self._slots:
+                slot.poll(may_start=self._may_start)
+            self._tended_s = time.monotonic()
         for slot in self._slots:
             if admit and slot.state == SlotState.LOADED:
                 await self._admit(slot)
@@ -362,24 +368,6 @@ class VllmRolloutPool:
             if isinstance(answer, BaseException) and not isinstance(answer, _LostError):
                 raise answer
         return [None if isinstance(answer, _LostError) else answer for answer in answers]
-
-
-def make_actor(spec: EngineSpec, seat: Seat | None, name: str) -> Any:
-    """An actor of this name with an engine in it."""
-    on_gpu = spec.device == Device.GPU
-    options: dict[str, Any] = {
-        "name": name,
-        # On CPU the cores are shared by design (`rollout.cpu_cores`); claiming them could keep an actor waiting.
-        "num_cpus": 1 if on_gpu else 0,
-        "num_gpus": spec.rollout.tensor_parallel if on_gpu else 0,
-        "resources": dict(spec.rollout.resources) or None,
-        "max_concurrency": MAX_CALLS_IN_FLIGHT,
-    }
-    if seat is not None:
-        options["num_gpus"] = seat.num_gpus
-        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(seat.group, seat.bundle)
-        spec = replace(spec, gpu_ids=seat.gpu_ids)
-    return ray.remote(RolloutWorker).options(**options).remote(replace(spec, actor_name=name))
 
 
 async def _answer(reference: Any) -> Any:

@@ -5,7 +5,7 @@ The transports themselves run in tests/gpu.
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,10 +90,20 @@ def test_a_refused_start_leaves_no_rank_waiting_for_the_gathers_of_this_one() ->
     assert source.num_gathered == 3
 
 
-def test_an_engine_that_fails_in_a_broadcast_is_named_although_the_broadcast_goes_on(
+class Group:
+    """An NCCL group in which a broadcast goes on until it is destroyed."""
+
+    def __init__(self) -> None:
+        self.destroyed = threading.Event()
+
+    def destroy(self) -> None:
+        self.destroyed.set()
+
+
+def test_an_engine_that_fails_in_a_broadcast_is_named_and_the_broadcast_is_ended(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """NCCL's collective does not end without the engine, so that only the log can say why the timeout comes."""
+    """NCCL's collective does not end without the engine: this rank would wait for it for ever."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
     class Failing(Refusing):
@@ -102,16 +112,20 @@ def test_an_engine_that_fails_in_a_broadcast_is_named_although_the_broadcast_goe
         def update_weights(self, update_info: dict[str, Any]) -> None:
             raise WeightSyncError("engine on fire")
 
-    def broadcast(*_: Any) -> None:
-        deadline = time.monotonic() + 60.0
-        while "engine on fire" not in caplog.text:
-            assert time.monotonic() < deadline, "nothing was said while the broadcast waits"
-            time.sleep(0.01)
+    def broadcast(weights: object, arguments: Any) -> None:
+        assert arguments.group.destroyed.wait(60.0), "the broadcast goes on"
+        raise RuntimeError("NCCL error: remote process exited or there was a network error")
 
     monkeypatch.setattr(NCCLWeightTransferEngine, "trainer_send_weights", staticmethod(broadcast))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    source = Three()
+    sender = NcclSender(Failing(), source, bucket_bytes=1024, is_sender=True)
+    sender._group = Group()
     with pytest.raises(WeightSyncError, match="on fire"):
-        NcclSender(Failing(), Three(), bucket_bytes=1024, is_sender=True).send()
+        sender.send()
+    assert "engine on fire" in caplog.text
+    assert source.num_gathered == 3, "the other ranks gather all weights"
+    sender.close()
 
 
 def test_ranks_that_do_not_send_run_along() -> None:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 import ray
 
-from mrpo.config import Config, RolloutConfig
+from mrpo.choices import Device, Placement, WeightTransfer
+from mrpo.config import ClusterConfig, Config, RolloutConfig
 from mrpo.errors import EngineError, UserError
 from mrpo.faults import FaultKind, FaultLog, read_faults
 from mrpo.types import Completion, FinishReason, RolloutRequest, ScoreSample
@@ -71,9 +72,11 @@ class Worker:
     """Answers every request at once, up to its fault."""
 
     def __init__(self, fault: str | None) -> None:
+        if fault == "cannot be made":
+            raise RuntimeError("no such library")
         self._fault = fault
         self._version = 0
-        self._updating = False
+        self._asleep = False
 
     async def placed(self) -> WorkerInfo:
         this = psutil.Process()
@@ -84,6 +87,8 @@ class Worker:
     async def ready(self) -> WorkerInfo:
         if self._fault == "does not start":
             raise RuntimeError("out of memory")
+        if self._fault == "starts slowly":
+            await asyncio.sleep(2.0)
         if self._fault == "starts for ever":
             await asyncio.sleep(3600)
         return await self.placed()
@@ -107,6 +112,15 @@ class Worker:
         if self._fault == "dies scoring":
             os._exit(1)
         return [[float(self._version)] for _ in samples]
+
+    async def sleep(self) -> None:
+        self._asleep = True
+
+    async def wake_up(self) -> None:
+        self._asleep = False
+
+    async def is_asleep(self) -> bool:
+        return self._asleep
 
     async def updating(self) -> bool:
         if self._fault == "stalls":
@@ -154,10 +168,11 @@ def run(
     num_engines: int = 1,
     faults: FaultLog | None = None,
     bring: Callable[[Sequence[Any]], Awaitable[object]] | None = None,
+    cluster: ClusterConfig | None = None,
     **rollout: Any,
 ) -> T:
     """Start a pool, do something with it, and end it."""
-    config = Config(rollout=RolloutConfig(num_engines=num_engines, **rollout))
+    config = Config(rollout=RolloutConfig(num_engines=num_engines, **rollout), cluster=cluster or ClusterConfig())
     specs = engine_specs(config, "/model", "qwen2_5_vl", log_dir=None)
 
     async def inside() -> T:
@@ -312,6 +327,43 @@ def test_weights_are_meant_for_engines_that_are_sound_and_the_others_are_replace
     assert [item.recovery_s is not None for item in read_faults(tmp_path)] == [True]
 
 
+COLOCATED = ClusterConfig(
+    device=Device.GPU, placement=Placement.COLOCATED, weight_transfer=WeightTransfer.IPC, gpus_per_node=2
+)
+
+
+def test_an_engine_that_shares_gpus_is_started_only_while_the_learner_is_idle(ray_session: None) -> None:
+    """It measures the memory it may take while nobody else takes or frees any."""
+
+    async def body(pool: VllmRolloutPool) -> list[str]:
+        await pool.receivers()
+        await pool.set_policy_version(1)
+        found = [completion.key async for completion in pool.generate(requests(4))]  # one dies
+        while pool.depths()[1].state != "starting":
+            found = [completion.key async for completion in pool.generate(requests(4))]
+            await asyncio.sleep(0.05)
+        await pool.sleep()
+        assert [depth.state for depth in pool.depths()] == ["up", "up"], "its start was waited for"
+        assert await asyncio.gather(*(handle.is_asleep.remote() for handle in pool.handles)) == [True, True]
+        ray.kill(pool.handles[0])
+        await pool.probe(SAMPLE, bound=0.1)
+        await asyncio.sleep(1.0)
+        await pool.probe(SAMPLE, bound=0.1)
+        assert [depth.state for depth in pool.depths()] == ["lost", "up"], "the learner works"
+        await pool.wake_up()
+        assert await asyncio.gather(*(handle.is_asleep.remote() for handle in pool.handles)) == [False]
+        while len(pool.handles) < 2:
+            assert [completion.key async for completion in pool.generate(requests(1))] == keys(1)
+            await asyncio.sleep(0.05)
+        return sorted(found)
+
+    def make(spec: EngineSpec, seat: object, name: str) -> Any:
+        fault = {"engine-0": None, "engine-1": "dies"}.get(name, "starts slowly")
+        return ray.remote(Worker).options(num_cpus=0, name=name, max_concurrency=8).remote(fault)
+
+    assert run(make, body, num_engines=2, cluster=COLOCATED) == keys(4)
+
+
 def test_a_receiver_that_is_lost_is_noticed_after_the_publish(ray_session: None) -> None:
     async def body(pool: VllmRolloutPool) -> tuple[bool, bool]:
         handles = await pool.receivers()
@@ -330,6 +382,11 @@ def test_a_run_begins_with_as_many_engines_as_it_needs(ray_session: None) -> Non
 def test_an_engine_that_refuses_to_start_says_why(ray_session: None) -> None:
     with pytest.raises(EngineError, match=r"engine-0 failed: RuntimeError: out of memory"):
         run(always("does not start"), generate(1))
+
+
+def test_an_actor_that_cannot_be_made_says_why(ray_session: None) -> None:
+    with pytest.raises(EngineError, match=r"engine-0 could not be created: RuntimeError: no such library"):
+        run(always("cannot be made"), generate(1))
 
 
 def test_engines_that_do_not_come_up_in_time_are_named(ray_session: None) -> None:

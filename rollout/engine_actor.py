@@ -1,0 +1,34 @@
+"""An engine's actor as Ray is asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from mrpo.choices import Device
+from mrpo.placement import Seat
+from rollout.spec import EngineSpec
+from rollout.worker import RolloutWorker
+
+MAX_CALLS_IN_FLIGHT = 64  # of one actor; streams of completions and control calls
+
+
+def make_actor(spec: EngineSpec, seat: Seat | None, name: str) -> Any:
+    """An actor of this name with an engine in it."""
+    on_gpu = spec.device == Device.GPU
+    options: dict[str, Any] = {
+        "name": name,
+        # On CPU the cores are shared by design (`rollout.cpu_cores`); claiming them could keep an actor waiting.
+        "num_cpus": 1 if on_gpu else 0,
+        "num_gpus": spec.rollout.tensor_parallel if on_gpu else 0,
+        "resources": dict(spec.rollout.resources) or None,
+        "max_concurrency": MAX_CALLS_IN_FLIGHT,
+    }
+    if seat is not None:
+        options["num_gpus"] = seat.num_gpus
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(seat.group, seat.bundle)
+        spec = replace(spec, gpu_ids=seat.gpu_ids)
+    return ray.remote(RolloutWorker).options(**options).remote(replace(spec, actor_name=name))
