@@ -31,8 +31,12 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
     write_text(folder / MANIFEST, json.dumps({"format_version": 1, "files": noted}, indent=2) + "\n")
 
 
-def check_manifest(folder: Path) -> None:
+def check_manifest(folder: Path, *, part: str = "") -> None:
     """Compare every file that `folder`'s manifest names with what was written.
+
+    Args:
+        folder: of a checkpoint.
+        part: a folder in it, such as `hf`, to which the comparison keeps; empty: all.
 
     Raises:
         DataError: a file or the manifest is missing, cannot be read or differs; names it.
@@ -40,7 +44,11 @@ def check_manifest(folder: Path) -> None:
     path = folder / MANIFEST
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))["files"]
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in noted.items()}
+        expected = {
+            str(name): (int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in noted.items()
+            if str(name).startswith(f"{part}/" if part else "")
+        }
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}), so that nothing vouches for the files") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

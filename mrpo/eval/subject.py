@@ -11,6 +11,7 @@ from typing import Any
 
 from mrpo.choices import CheckpointChoice
 from mrpo.errors import ConfigError
+from mrpo.manifest import MANIFEST, check_manifest
 from mrpo.run_reading import list_checkpoints, read_config, read_state
 
 INHERITED = ("model", "algorithm", "rollout")  # sections of a run's configuration that say how its policy is asked
@@ -35,7 +36,7 @@ def find_subject(model: str, checkpoint: CheckpointChoice) -> Subject:
 
     Raises:
         ConfigError: a run folder without such a checkpoint.
-        DataError: a damaged run folder.
+        DataError: a damaged run folder, or a checkpoint whose files are not as they were written.
     """
     folder = Path(model).expanduser()
     if (folder / "state.json").is_file():
@@ -64,6 +65,8 @@ def _checkpoint(run: Path, choice: CheckpointChoice) -> Path:
 
 
 def _of_run(run: Path, folder: Path) -> Subject:
+    if (folder.parent / MANIFEST).is_file():  # a checkpoint of an earlier version has none
+        check_manifest(folder.parent, part=folder.name)
     config = read_config(run)
     pairs = [pair for name in INHERITED for pair in _flat(name, config[name])]
     step = folder.parent.name if folder.name == "hf" else folder.name

@@ -24,6 +24,7 @@ from mrpo.eval.generations import GeneratedElsewhere, read_generations
 from mrpo.eval.questions import load_question_sets
 from mrpo.eval.store import EvaluationStore
 from mrpo.eval.subject import find_subject
+from mrpo.manifest import write_manifest
 from mrpo.rewards.scorer import build_answer_scorer
 from mrpo.rows import read_rows, write_rows
 from mrpo.run_folder import RunFolder
@@ -362,6 +363,7 @@ def test_a_run_folder_names_its_checkpoint_and_how_its_policy_is_asked(tmp_path:
             with folder.checkpoint(step) as target:
                 (target / "hf").mkdir()
                 (target / "hf" / "config.json").write_text("{}")
+                write_manifest(target)
         with pytest.raises(ConfigError, match=r"was not evaluated during training"):
             find_subject(str(folder.path), CheckpointChoice.BEST)
         folder.mark_best(BestStep(step=1, metric=BestMetric.ACCURACY, value=0.5))
@@ -374,6 +376,9 @@ def test_a_run_folder_names_its_checkpoint_and_how_its_policy_is_asked(tmp_path:
         again = compose_config(latest.overrides)
         assert (again.rollout.max_new_tokens, again.algorithm) == (77, config.algorithm)
         assert again.model.path is None and again.model.terse_prompt
+    (folder.path / "checkpoints" / "step_2" / "hf" / "config.json").write_text("[]")
+    with pytest.raises(DataError, match=r"step_2/hf/config\.json is damaged"):
+        find_subject(str(folder.path), CheckpointChoice.LATEST)
 
 
 @pytest.mark.parametrize("algorithm", choices("algorithm"))
