@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mrpo.checkpoints import Checkpoints
+from mrpo.checkpoints import CheckpointRecorder, Checkpoints
 from mrpo.collection import Collector
 from mrpo.config import Config
 from mrpo.errors import JudgeUnavailableError, LearnerLostError, MRPOError, NonFiniteError, ParityError, WeightSyncError
@@ -25,11 +25,11 @@ from mrpo.faults import FaultLog
 from mrpo.judge_noise import NoisyTraces, add_judge_noise
 from mrpo.judge_stop import require_budget
 from mrpo.metrics import evaluation_metrics, step_distributions, step_metrics, sync_metrics
-from mrpo.nonfinite import SkippedSteps
+from mrpo.nonfinite import SkippedSteps, TraceRecorder
 from mrpo.parity import ParityResult, compare_logprobs, require_parity
 from mrpo.protocols import Learner
-from mrpo.recovery import Recovery
-from mrpo.run_reading import BestStep, Checkpoint
+from mrpo.recovery import Recovery, RewindableRecorder
+from mrpo.run_reading import BestStep
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
 from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, judge_failures, score_group_batch
 from mrpo.types import (
@@ -42,31 +42,18 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Recorder(Protocol):
+class Recorder(CheckpointRecorder, RewindableRecorder, TraceRecorder, Protocol):
     """Where a run leaves its record (the run folder)."""
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def write_rollouts(self, step: int, traces: Sequence[ScoredTrace]) -> Path: ...
 
-    def write_nonfinite(self, step: int, traces: Sequence[ScoredTrace]) -> Path: ...
-
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path: ...
 
     def has_evaluation(self, name: str) -> bool: ...
 
     def evaluation_metrics(self, name: str) -> Mapping[str, float]: ...
-
-    @property
-    def best(self) -> BestStep | None: ...
-
-    def mark_best(self, best: BestStep) -> None: ...
-
-    def checkpoint(self, step: int, *, keep_last: int | None = None) -> AbstractContextManager[Path]: ...
-
-    def latest_good_checkpoint(self, on_damaged: Callable[[Checkpoint, str], None]) -> Checkpoint | None: ...
-
-    def rewind(self, step: int) -> None: ...
 
 
 class Watcher(Protocol):
