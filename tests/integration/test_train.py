@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,16 @@ from mrpo.judge_prices import cost_of
 from mrpo.judge_spending import SPENDING_FILE, read_spending, sum_of
 from mrpo.rows import read_rows
 from mrpo.run_reading import RunStatus, list_checkpoints, read_metrics, read_state
+from mrpo.telemetry.live import TIMELINE
+from tests.integration.metrics_agreement import (
+    assert_every_panel_asks_for_what_was_exported,
+    assert_prometheus_agrees,
+    assert_tensorboard_agrees,
+    assert_the_console_agrees,
+    assert_the_table_is_whole,
+    assert_wandb_agrees,
+)
+from tests.integration.metrics_readers import Endpoint, free_port
 from tests.locations import REPOSITORY, vqa_rad_folder
 
 NUM_STEPS = 4
@@ -83,14 +95,63 @@ def assert_whole_run(folder: Path, num_steps: int) -> None:
     assert list(hf.glob("*.safetensors"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """A finished run, and all that was to be seen of it."""
+
+    folder: Path
+    shown: str
+    endpoint: Endpoint
+
+
 @pytest.fixture(scope="module")
-def whole_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of the default family."""
+def watched_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """An uninterrupted run of the default family, with everything that shows its numbers."""
     runs = tmp_path_factory.mktemp("whole")
-    folder, shown = train(cache, runs, *SMALL, f"num_steps={NUM_STEPS}", "wandb.mode=offline")
-    assert "evaluation before" in shown
-    assert "report:" in shown
-    return folder
+    with Endpoint(free_port()) as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "250")  # of Ray's processes; 10,000 by default
+        overrides = [
+            "wandb.mode=offline",
+            "tensorboard.enabled=true",
+            f"cluster.metrics_port={endpoint.port}",
+            f"judge.prices={{oracle:{{prompt:{PRICE.prompt},completion:{PRICE.completion}}}}}",
+        ]
+        folder, shown = train(cache, runs, *SMALL, f"num_steps={NUM_STEPS}", *overrides)
+    return Watched(folder=folder, shown=shown, endpoint=endpoint)
+
+
+@pytest.fixture(scope="module")
+def whole_run(watched_run: Watched) -> Path:
+    """Its folder."""
+    assert "evaluation before" in watched_run.shown
+    assert "report:" in watched_run.shown
+    return watched_run.folder
+
+
+def test_all_that_shows_a_runs_numbers_shows_the_same_digits(watched_run: Watched) -> None:
+    assert_the_table_is_whole(watched_run.folder)
+    assert_wandb_agrees(watched_run.folder)
+    assert_tensorboard_agrees(watched_run.folder)
+    assert_the_console_agrees(watched_run.folder, watched_run.shown)
+    assert_prometheus_agrees(watched_run.folder, watched_run.endpoint)
+
+
+def test_every_panel_of_the_dashboard_asks_for_what_a_short_run_exports(watched_run: Watched) -> None:
+    assert_every_panel_asks_for_what_was_exported(watched_run.endpoint)
+
+
+def test_the_timeline_holds_every_stage_of_every_step(watched_run: Watched) -> None:
+    spans = json.loads((watched_run.folder / TIMELINE).read_text())
+    spans = [span for span in spans if span.get("cat") == span["name"]]  # the others are tasks of actors
+    stages = Counter(span["name"] for span in spans)
+    assert stages["rollout"] == stages["score"] == stages["learn"] == NUM_STEPS
+    assert stages["sync"] == NUM_STEPS + 1  # the first comes before the first step
+    assert stages["checkpoint"] >= NUM_STEPS
+    assert stages["evaluate"] == 2
+    assert stages["judge"] == NUM_STEPS + 2
+    ends = [span["ts"] + span["dur"] for span in spans if span["name"] == "rollout"]
+    starts = [span["ts"] for span in spans if span["name"] == "learn"]
+    assert all(end <= start for end, start in zip(sorted(ends), sorted(starts), strict=True))
 
 
 def test_qwen2_5_vl_runs_the_whole_loop(whole_run: Path) -> None:
