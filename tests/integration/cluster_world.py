@@ -6,6 +6,7 @@ a host name of its own lives in a UTS namespace: everything that asks which mach
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -83,7 +84,7 @@ class Nodes:
         environment: Mapping[str, str] | None = None,
     ) -> str:
         """A node in a process tree and a directory of its own, on another host where one is named; its id."""
-        before = self._ids()
+        before = self.ids()
         start = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self.address}"),
             *(f"--num-cpus={num_cpus}", f"--resources={json.dumps(dict(resources or {}))}"),
@@ -99,8 +100,8 @@ class Nodes:
             start_new_session=True,
         )
         self._elsewhere.append([process, ""])
-        wait_for(lambda: bool(self._ids() - before), "the node elsewhere", 120.0)
-        (node_id,) = self._ids() - before
+        wait_for(lambda: bool(self.ids() - before), "the node elsewhere", 120.0)
+        (node_id,) = self.ids() - before
         self._elsewhere[-1][1] = node_id
         return node_id
 
@@ -108,9 +109,9 @@ class Nodes:
         """End the newest node of a process tree of its own."""
         process, node_id = self._elsewhere.pop()
         _end(process)
-        wait_for(lambda: node_id not in self._ids(), "the end of the node elsewhere", 120.0)
+        wait_for(lambda: node_id not in self.ids(), "the end of the node elsewhere", 120.0)
 
-    def _ids(self) -> set[str]:
+    def ids(self) -> set[str]:
         """Of the nodes that Ray takes for alive; one that lost power is so for a while."""
         return {str(node["NodeID"]) for node in self._cluster.global_state.node_table() if node["Alive"]}
 
@@ -200,6 +201,7 @@ def checks(folder: Path) -> dict[str, Any]:
         cluster.add(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         found["same host"] = verdict()
+        found["judge actors"] = asyncio.run(judge_actors_come_and_go(cluster))
         other = cluster.add_elsewhere(num_cpus=1, host=OTHER_HOST if renames else None)
         found["elsewhere"] = ask(other, where_am_i)
         found["vllm there"] = ask(other, refuse_another_host, host_id() if renames else "another:machine")
@@ -215,6 +217,46 @@ def checks(folder: Path) -> dict[str, Any]:
         found["no mrpo"] = verdict()
         ray.shutdown()
     return found
+
+
+async def judge_actors_come_and_go(cluster: Nodes) -> list[list[str]]:
+    """Which of two judge actors serve: when there is room for one, for both, and for the second alone."""
+    from judge.pool import RayJudgePool
+    from mrpo.choices import JudgeKind
+    from mrpo.config import JudgeConfig
+
+    config = JudgeConfig(
+        kind=JudgeKind.OPENAI_COMPATIBLE,
+        url="http://127.0.0.1:1/v1",
+        model="nobody",
+        num_actors=2,
+        resources={"judge": 1.0},
+    )
+
+    def serving() -> list[str]:
+        return [link.name for link in pool._actors._up()]
+
+    async def until(number: int) -> list[str]:
+        ends_at = time.monotonic() + PATIENCE_S
+        while len(serving()) != number:
+            assert time.monotonic() < ends_at, serving()
+            await asyncio.sleep(0.2)
+        return serving()
+
+    first = cluster.add(resources={"judge": 1.0})
+    pool = RayJudgePool(config)
+    try:
+        await pool.start()
+        found = [serving()]
+        second = cluster.add(resources={"judge": 1.0})
+        found.append(await until(2))
+        cluster.remove(first)
+        found.append(await until(1))
+        cluster.remove(second)
+        wait_for(lambda: not {first.node_id, second.node_id} & cluster.ids(), "the loss of both nodes", 120.0)
+        return found
+    finally:
+        pool.close()
 
 
 def _older_vllm(folder: Path) -> Path:

@@ -63,6 +63,13 @@ def test_engines_pinned_to_the_host_of_the_ranks_are_accepted_and_others_refused
         check_one_host(pinned, [ranks, other])
 
 
+def test_a_judge_begins_with_the_actors_there_is_room_for_and_others_come_and_go(checks: Any) -> None:
+    one, both, other = checks["judge actors"]
+    assert len(one) == len(other) == 1
+    assert sorted(both) == ["judge-0", "judge-1"]
+    assert {*one, *other} == {*both}
+
+
 def test_nodes_with_other_software_are_named_with_what_they_have(checks: Any) -> None:
     assert "1 of 3 nodes" in checks["older vllm"]
     assert "has vllm 0.1.0 instead of " in checks["older vllm"]
