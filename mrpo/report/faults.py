@@ -31,6 +31,7 @@ class FaultRow:
     """One line of the table."""
 
     when: str
+    kind: str  # as metrics name it
     what: str
     who: str
     recovery: str
@@ -43,6 +44,7 @@ def fault_rows(faults: Sequence[Fault]) -> list[FaultRow]:
     return [
         FaultRow(
             when=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fault.at_s)),
+            kind=fault.kind.value,
             what=WHAT[fault.kind][0],
             who=fault.who,
             recovery="not mended" if fault.recovery_s is None else duration(fault.recovery_s),

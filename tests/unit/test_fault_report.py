@@ -48,6 +48,7 @@ def test_the_report_lists_them_and_what_they_say_is_data(tmp_path: Path) -> None
     assert "<h2>Faults</h2>" in page
     assert "in &lt;module&gt; (x.py:1)" in page and "in <module>" not in page
     assert "1 learner stuck, 1 node lost; longest recovery" in page
+    assert 'title="learner_stuck"' in page, "as metrics name it"
     assert "not mended" in page and "10.0.0.2 (bbbbbbbb)" in page
 
 
