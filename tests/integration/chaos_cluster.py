@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.integration.chaos_plan import Kill, Victim
-from tests.integration.chaos_recovery import Killed
+from tests.integration.chaos_recovery import Killed, first_name
 
 OBJECT_STORE_BYTES = 80 * 2**20  # of a node; Ray asks for at least 75 MiB
 PR_SET_CHILD_SUBREAPER = 36
@@ -110,18 +110,20 @@ class ChaosCluster:
         ]
         return sorted(found, key=lambda actor: (actor.class_name, actor.name, actor.pid))
 
-    def kill(self, kill: Kill, step: int) -> Killed | None:
+    def kill(self, kill: Kill, step: int, *, starting: Collection[str] = ()) -> Killed | None:
         """Carry a kill out; None where nothing of its kind is alive.
 
         Args:
             kill: what is due.
             step: the highest on record.
+            starting: actors on their way back, killed again only where there are no others.
         """
         if kill.victim == Victim.NODE:
             return self._kill_node(kill, step)
-        candidates = [actor for actor in self.actors() if actor.class_name == CLASSES[kill.victim]]
-        if not candidates:
+        alive = [actor for actor in self.actors() if actor.class_name == CLASSES[kill.victim]]
+        if not alive:
             return None
+        candidates = [actor for actor in alive if first_name(actor.name) not in starting] or alive
         actor = candidates[int(kill.pick * len(candidates))]
         killed = Killed(kill=kill, name=actor.name, at_s=time.time(), step=step, actors=[actor.class_name])
         if kill.victim == Victim.ROLLOUT_ACTOR and actor.name:

@@ -66,4 +66,14 @@ def _is_of(fault: Fault, killed: Killed, until: float) -> bool:
     if killed.at_s - CLOCK_S <= fault.at_s < until:
         return True
     is_open = fault.at_s < killed.at_s and (fault.recovery_s is None or fault.at_s + fault.recovery_s > killed.at_s)
-    return is_open and killed.name.split(".")[0] == fault.who.split(".")[0]
+    return is_open and first_name(killed.name) == first_name(fault.who)
+
+
+def first_name(name: str) -> str:
+    """Of an actor that was started again: `engine-0.2` is the second life of `engine-0`."""
+    return name.split(".")[0]
+
+
+def open_faults(faults: Sequence[Fault]) -> set[str]:
+    """First names of those that have not recovered."""
+    return {first_name(fault.who) for fault in faults if fault.recovery_s is None}

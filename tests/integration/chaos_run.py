@@ -33,7 +33,7 @@ from tests.integration.chaos_cluster import (
 )
 from tests.integration.chaos_plan import GAP, Kill, Victim, plan_kills
 from tests.integration.chaos_record import highest_step, problems_of
-from tests.integration.chaos_recovery import Killed, judge_recoveries, note_progress
+from tests.integration.chaos_recovery import Killed, judge_recoveries, note_progress, open_faults
 from tests.locations import REPOSITORY
 
 logger = logging.getLogger("chaos")
@@ -238,7 +238,9 @@ def follow(
         if due and step >= due[0].step and kill_at is None:
             kill_at = now + due[0].delay_s
         if kill_at is not None and now >= kill_at:
-            killed = cluster.kill(due[0], step)
+            folder = run_folder(runs)
+            assert folder is not None  # there are steps on record
+            killed = cluster.kill(due[0], step, starting=open_faults(read_faults(folder)))
             if killed is not None:
                 logger.info("killed %s: %s, with %s", killed.kill.victim, killed.name, killed.actors)
                 kills.append(killed)

@@ -8,7 +8,7 @@ import pytest
 
 from mrpo.faults import Fault, FaultKind
 from tests.integration.chaos_plan import DELAY_S, GAP, Kill, Victim, plan_kills
-from tests.integration.chaos_recovery import Killed, judge_recoveries, note_progress
+from tests.integration.chaos_recovery import Killed, judge_recoveries, note_progress, open_faults
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -65,6 +65,12 @@ def test_what_is_killed_again_while_it_starts_goes_on_with_its_fault() -> None:
     assert kills[1].faults == {"engine_lost x": 51.0}
     kills[1].name = "y.2"
     assert len(judge_recoveries(kills, [fault(FaultKind.ENGINE_LOST, 101.0, 70.0)], ended_s=400.0, patience=1.0)) == 1
+
+
+def test_who_has_not_recovered_goes_by_the_first_name() -> None:
+    faults = [fault(FaultKind.ENGINE_LOST, 1.0, None), fault(FaultKind.JUDGE_ACTOR_LOST, 2.0, 3.0)]
+    faults[0].who = "engine-1.3"
+    assert open_faults(faults) == {"engine-1"}
 
 
 def test_what_is_lost_shortly_before_the_end_need_not_come_back() -> None:
