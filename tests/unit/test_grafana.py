@@ -78,7 +78,8 @@ def test_what_a_person_watches_is_on_the_dashboard() -> None:
     shown = "\n".join(expression for expressions in queries(BOARD).values() for expression in expressions)
     for name in (
         "rollout/tokens_per_s", "rollout/waiting", "rollout/running", "judge/waiting", "judge/in_flight",
-        "judge/call_s", "judge/failures/{reason}", "judge/cost", "steps/valid_share_at/{position}", "cascade/early_share",
+        "judge/call_s", "judge/failures/{reason}", "judge/cost", "steps/valid_share_at/{position}",
+        "cascade/early_share",
         "reward/process", "policy/kl", "policy/clip_share", "policy/entropy", "policy/grad_norm", "time/learn_s",
         "time/sync_s", "sync/bytes", "rollout/staleness", "policy/gpu_memory_bytes", "faults/{kind}",
     ):  # fmt: skip
