@@ -58,7 +58,7 @@ def test_the_check_for_orphans_sees_one() -> None:
 
 def test_the_check_of_shared_memory_sees_what_nobody_has_open() -> None:
     before = shared_memory()
-    left, held = SHM / "mrpo-weights-0-left", SHM / "mrpo-weights-0-held"
+    left, held = SHM / "chaos-test-left", SHM / "chaos-test-held"  # no names that a run clears away
     try:
         left.write_bytes(b"x")
         with held.open("wb"):
