@@ -1,6 +1,6 @@
 # MRPO for machines without a GPU: docker build -f docker/cpu.Dockerfile -t mrpo:cpu .
-# About 9 GB unpacked, estimated from an installed environment: torch is the ordinary CUDA build here too (torchvision
-# has no other for this version), and its libraries are most of it.
+# About 8 GB unpacked, estimated: 7.4 of packages (installed they were measured so), 0.6 of system. torch is the ordinary
+# CUDA build here too (torchvision has no other for this version), and its libraries are most of it.
 FROM python:3.11.14-slim-bookworm
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
