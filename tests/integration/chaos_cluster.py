@@ -205,17 +205,24 @@ def shared_memory() -> set[str]:
     return {path.name for path in SHM.iterdir()}
 
 
-def left_in_shared_memory(before: Iterable[str]) -> list[str]:
-    """What was not there before, and no living process has open: other programs of this machine use it too."""
-    new = shared_memory() - set(before)
-    if not new:
-        return []
+def left_in_shared_memory(before: Iterable[str], patience_s: float) -> list[str]:
+    """What was not there before, and no living process has open, a line each.
+
+    Other programs of this machine use it too, and what they leave for a moment is given time to go.
+    """
+    ends_at = time.monotonic() + patience_s
+    while (left := _unused(shared_memory() - set(before))) and time.monotonic() < ends_at:
+        time.sleep(1.0)
+    return [f"{SHM}/{name} was left behind" for name in sorted(left)]
+
+
+def _unused(names: set[str]) -> set[str]:
     open_now = set()
-    for process in psutil.process_iter():
+    for process in psutil.process_iter() if names else ():
         with contextlib.suppress(OSError, psutil.Error):
             for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
                 if str(SHM) in line:
                     open_now.add(line.split(f"{SHM}/", 1)[1].removesuffix(" (deleted)"))
             for link in Path(f"/proc/{process.pid}/fd").iterdir():
                 open_now.add(os.readlink(link).removeprefix(f"{SHM}/"))
-    return [f"{SHM}/{name} was left behind" for name in sorted(new & shared_memory() - open_now)]
+    return names & shared_memory() - open_now

@@ -194,7 +194,7 @@ def run_seed(options: argparse.Namespace) -> Outcome:
         outcome.problems += [f"still there after the run: {item}" for item in left_after(working_processes, LEAVE_S)]
     outcome.wall_s = time.monotonic() - started
     outcome.problems += [f"still there after the cluster: {item}" for item in left_after(descendants, LEAVE_S)]
-    outcome.problems += left_in_shared_memory(shm_before)
+    outcome.problems += left_in_shared_memory(shm_before, LEAVE_S)
     if outcome.exit_code != 0:
         tail = (runs / "driver.log").read_text()[-2000:]
         outcome.problems.append(f"exit code {outcome.exit_code}; the last it said: {tail}")

@@ -62,7 +62,7 @@ def test_the_check_of_shared_memory_sees_what_nobody_has_open() -> None:
     try:
         left.write_bytes(b"x")
         with held.open("wb"):
-            found = left_in_shared_memory(before)
+            found = left_in_shared_memory(before, 0.0)
         assert f"{left} was left behind" in found
         assert f"{held} was left behind" not in found
     finally:
