@@ -53,6 +53,7 @@ TINY = (
     "rollout.max_new_tokens=64",
     "rollout.max_num_seqs=2",  # completions end one by one, and batches change where requests move to another engine
     "rollout.num_engines=2",
+    "learner.lr=2e-5",  # the policy goes on writing steps to be judged
     "judge.num_actors=2",
     "judge.cache.enabled=false",  # every ruling is asked for
     "judge.oracle.latency_s=1.5",  # a step takes seconds
