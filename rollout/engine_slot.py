@@ -25,8 +25,8 @@ from rollout.worker import CLOSE_TIMEOUT_S, WorkerInfo
 
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 3  # of one engine, without a completion in between
-BACK_OFF_S = (0.0, 5.0, 30.0)  # before each of them
+MAX_RESTARTS = 3  # of one engine, without a completion in between, until the pool no longer counts on it
+BACK_OFF_S = (0.0, 5.0, 30.0, 60.0, 120.0, 300.0)  # before each of them; the last one before all further ones
 NUM_LINES = 2  # of what Ray says of an actor's end
 MAX_CHARACTERS = 300
 GONE_TIMEOUT_S = 30.0  # of a killed process, until the kernel has taken it away with its memory
@@ -42,7 +42,7 @@ class SlotState(StrEnum):
     LOADED = "loaded"  # it is up, but without the policy's current weights
     UP = "up"  # it serves
     LOST = "lost"  # it is on its way to be started again
-    GIVEN_UP = "given up"
+    CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,11 @@ class EngineSlot:
         return self._info
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether it was lost again and again: a pool goes on with others while it is tried ever more seldom."""
+        return self.state == SlotState.LOST and len(self.causes) > MAX_RESTARTS
+
+    @property
     def is_there(self) -> bool:
         """Whether it is up, with the current weights or without."""
         return self.state in (SlotState.LOADED, SlotState.UP)
@@ -120,7 +125,7 @@ class EngineSlot:
         """
         if self.state == SlotState.LOST:
             self._poll_lost(may_start)
-        if self._life is None or self.state in (SlotState.LOST, SlotState.GIVEN_UP):
+        if self._life is None or self.state in (SlotState.LOST, SlotState.CLOSED):
             return
         life = self._life
         try:
@@ -161,7 +166,7 @@ class EngineSlot:
         self.causes.clear()
 
     def lose(self, kind: FaultKind, cause: str) -> None:
-        """Give this life up: its processes are ended and, unless that was the last one, another is begun."""
+        """Give this life up: its processes are ended, and another is begun after a while."""
         assert self._life is not None
         logger.warning("%s", cause)
         name, process, fault = self._life.name, self._info, self._fault
@@ -170,14 +175,15 @@ class EngineSlot:
         else:  # lost again on its way back
             fault.detail += f"; {cause}"
         self.causes.append(cause)
-        again = len(self.causes) <= MAX_RESTARTS
-        self.state = SlotState.LOST if again else SlotState.GIVEN_UP
-        self._not_before_s = time.monotonic() + BACK_OFF_S[min(len(self.causes), len(BACK_OFF_S)) - 1]
+        self.state = SlotState.LOST
+        back_off_s = BACK_OFF_S[min(len(self.causes), len(BACK_OFF_S)) - 1]
+        self._not_before_s = time.monotonic() + back_off_s
         self._to_bury = process
         stuck = fault if kind == FaultKind.ENGINE_STUCK else None
         self._burial = asyncio.create_task(self._bury(self._life, process, stuck))
-        if not again:
-            logger.error("%s is given up after %d restarts without a completion", self.spec.name, MAX_RESTARTS)
+        if self.is_hopeless:
+            times = len(self.causes)
+            logger.error("%s was lost %d times without a completion; again in %g s", self.spec.name, times, back_off_s)
 
     def fail(self, name: str, kind: FaultKind, cause: str) -> None:
         """Lose the life of this name, once: several calls may notice the same."""
@@ -192,10 +198,10 @@ class EngineSlot:
 
     async def close(self) -> None:
         """End the engine and its processes within a few seconds."""
-        life, state, self.state = self._life, self.state, SlotState.GIVEN_UP
+        life, state, self.state = self._life, self.state, SlotState.CLOSED
         if self._burial is not None and not self._burial.done():
             await asyncio.wait([self._burial], timeout=CLOSE_TIMEOUT_S)
-        if life is None or state in (SlotState.LOST, SlotState.GIVEN_UP):
+        if life is None or state in (SlotState.LOST, SlotState.CLOSED):
             return
         if state != SlotState.PENDING:
             with contextlib.suppress(TimeoutError, RayError, MRPOError):

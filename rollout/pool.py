@@ -65,7 +65,7 @@ class VllmRolloutPool:
         self._receiving: dict[str, EngineSlot] = {}  # engines that the publish under way reaches, by their actors
         self._samplings: list[Sampling] = []  # calls of `generate` under way
         self._tracing: list[EngineSlot] = []  # engines that record
-        self._may_start = True
+        self._may_start = True  # an engine that shares GPUs: only while the learner is idle
         self._closed = False
         self._tended_s = 0.0
         self._said_s = 0.0
@@ -162,6 +162,7 @@ class VllmRolloutPool:
         refuse_mixed(requests)
         sampling = Sampling(requests, self._rollout)
         self._samplings.append(sampling)
+        self._may_start = True
         try:
             while sampling.dispatch.remaining:
                 await self._tend()
@@ -213,8 +214,7 @@ class VllmRolloutPool:
         """
         if not self._sleeps:
             return
-        self._may_start = False
-        await self._until(lambda: all(slot.state not in (SlotState.STARTING, SlotState.LOADED) for slot in self._slots))
+        await self._stop_starting()
         for slot in self._slots:
             if slot.state == SlotState.PENDING:
                 slot.withdraw()
@@ -222,7 +222,6 @@ class VllmRolloutPool:
 
     async def wake_up(self) -> None:
         """Take the weights back onto shared GPUs, to be updated; `set_policy_version` completes it."""
-        self._may_start = True
         if self._sleeps:
             await self._all(self._up, "wake_up")
 
@@ -288,16 +287,30 @@ class VllmRolloutPool:
 
     async def _until(self, done: Callable[[], bool], *, admit: bool = True) -> None:
         """Tend the engines until something is true of them."""
-        while True:
+        await self._tend(admit=admit)
+        if done():
+            return
+        self._may_start = True  # who waits for an engine lets the learner wait, too
+        while not done():
+            await asyncio.sleep(TICK_S)
             await self._tend(admit=admit)
-            if done():
-                return
+        if self._sleeps:
+            await self._stop_starting()
+
+    async def _stop_starting(self) -> None:
+        """Start no engine from here on, and wait for those that are starting."""
+        self._may_start = False
+        while any(slot.state in (SlotState.STARTING, SlotState.LOADED) for slot in self._slots):
+            await self._tend()
             await asyncio.sleep(TICK_S)
 
     async def _tend(self, *, admit: bool = True) -> None:
         """Notice what became of the engines, and let those that came up serve unless that is the caller's business."""
         if self._closed:
             raise EngineError("the rollout pool is closed; start another")
+        if all(slot.is_hopeless for slot in self._slots):
+            causes = "; ".join(cause for slot in self._slots for cause in dict.fromkeys(slot.causes))
+            raise EngineError(f"no rollout engine is left, and each was started again without a completion: {causes}")
         if time.monotonic() - self._tended_s >= TICK_S:
             for slot in self._slots:
                 slot.poll(may_start=self._may_start)
@@ -305,9 +318,6 @@ class VllmRolloutPool:
         for slot in self._slots:
             if admit and slot.state == SlotState.LOADED:
                 await self._admit(slot)
-        if all(slot.state == SlotState.GIVEN_UP for slot in self._slots):
-            causes = "; ".join(cause for slot in self._slots for cause in dict.fromkeys(slot.causes))
-            raise EngineError(f"no rollout engine is left, and each was started again without a completion: {causes}")
         self._say_what_is_waited_for()
 
     async def _admit(self, slot: EngineSlot) -> None:
