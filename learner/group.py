@@ -17,7 +17,7 @@ from learner.ranks import Deadline, Ranks
 from learner.receivers import Receivers
 from learner.spec import LearnerSpec
 from mrpo.choices import Device, WeightTransfer
-from mrpo.errors import ResourceError
+from mrpo.errors import LearnerStuckError, ResourceError
 from mrpo.placement import Seat
 from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
@@ -42,6 +42,7 @@ class DeepSpeedLearner:
         self._log_dir = log_dir
         self._placement: PlacementGroup | None = None
         self._ranks = Ranks(log_dir)
+        self._is_restart = False
         self._transfer = WeightTransfer.SHM
         self._ranks_per_engine = 1
         self.publish_timeout_s = spec.learner.publish_timeout_s
@@ -67,13 +68,15 @@ class DeepSpeedLearner:
                 address, port = (await self._all("rendezvous"))[0]
                 await self._all("start", address, port, nodes)
         except TimeoutError:
-            placed = bool(self._ranks.handles)
+            where = await self._ranks.whereabouts("start")
             await self.close()
+            if where and self._is_restart:
+                raise LearnerStuckError(f"the learner did not start again in {timeout_s:.0f} s: {where}") from None
             raise ResourceError(
                 f"the learner did not start within learner.start_timeout_s={timeout_s:.0f} s: "
                 + (
-                    "loading the model takes longer; raise it"
-                    if placed
+                    f"loading the model takes longer; raise it ({where})"
+                    if where
                     else f"{num_ranks} × {resources} are not free on the cluster ({ray.available_resources()}); "
                     "add nodes or lower learner.num_ranks"
                 )
@@ -96,6 +99,7 @@ class DeepSpeedLearner:
         """
         await self.close()
         self._ranks = Ranks(self._log_dir)
+        self._is_restart = True
         await self.start()
 
     def begin_with(self, model_folder: str) -> None:

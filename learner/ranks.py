@@ -132,6 +132,11 @@ class Ranks:
                 "slow; mend it, or raise the setting"
             ) from None
 
+    async def whereabouts(self, stage: str) -> str:
+        """What every rank is doing, in a line, its stacks kept; empty where none was ever located."""
+        found = await record_stacks(self._processes, log_dir=self._log_dir, stage=f"learner {stage}")
+        return "; ".join(f"{name} {stacks.summary}" for name, stacks in found.items())
+
     async def kill(self) -> None:
         """At once, whatever they are doing."""
         handles, processes = self.handles, self._processes

@@ -69,6 +69,8 @@ async def record_stacks(
         log_dir: existing folder; None: nothing is written.
         stage: what they were doing, a word or two.
     """
+    if not processes:
+        return {}
     found = dict(
         zip([item.name for item in processes], await asyncio.gather(*map(actor_stacks, processes)), strict=True)
     )

@@ -16,7 +16,7 @@ import torch
 
 from learner.group import DeepSpeedLearner
 from mrpo.config import WatchdogConfig
-from mrpo.errors import LearnerLostError, LearnerStuckError, NonFiniteError
+from mrpo.errors import LearnerLostError, LearnerStuckError, NonFiniteError, ResourceError
 from mrpo.stacks import is_actor
 from mrpo.types import TrainSample
 from tests.integration.learner_world import build_world, completions, first_moments, make, spec, to_score
@@ -130,3 +130,23 @@ def test_a_step_that_overflows_is_refused_and_leaves_no_trace(world: Path) -> No
     assert torch.equal(first_moments(rank), first_moments(undisturbed))
     weights = zip(rank.model.parameters(), undisturbed.model.parameters(), strict=True)
     assert all(torch.equal(mine, theirs) for mine, theirs in weights)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_while_it_starts_is_named(world: Path, tmp_path: Path) -> None:
+    """At the beginning that is for the user to look at; in a recovery it is one more loss."""
+
+    async def body() -> None:
+        learner = DeepSpeedLearner(spec(world, num_ranks=2, start_timeout_s=40.0), log_dir=str(tmp_path))
+        for start, error in ((learner.start, ResourceError), (learner.restart, LearnerStuckError)):
+            starting = asyncio.create_task(start())
+            while not learner._ranks._processes:
+                await asyncio.sleep(0.05)
+                assert not starting.done()
+            os.kill(learner._ranks._processes[1].pid, signal.SIGSTOP)
+            with pytest.raises(error, match=r"did not start .*40 s: .*learner-1\S* is stopped \(state T\)"):
+                await starting
+            await learner.close()
+        assert len(list(tmp_path.glob("stacks-learner-start-*.txt"))) == 2
+
+    asyncio.run(body())
