@@ -37,8 +37,13 @@ driver=
 requeue=
 
 end_cluster() {
-    ((${#steps[@]} == 0)) || kill -TERM "${steps[@]}" 2>/dev/null || true
-    wait
+    ((${#steps[@]} > 0)) || return 0
+    kill -TERM "${steps[@]}" 2>/dev/null || true
+    for _ in {1..30}; do
+        kill -0 "${steps[@]}" 2>/dev/null || return 0
+        sleep 1
+    done
+    kill -KILL "${steps[@]}" 2>/dev/null || true # srun ends its tasks with it
 }
 trap end_cluster EXIT
 
