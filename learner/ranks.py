@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import re
 import time
 from collections.abc import Awaitable, Mapping, Sequence
@@ -19,10 +20,17 @@ from mrpo.errors import LearnerLostError, LearnerStuckError, MRPOError, Resource
 from mrpo.ray_nodes import kill_process, record_stacks
 from mrpo.stacks import ActorProcess, waits_in_collective
 
+log = logging.getLogger(__name__)
+
 WRITERS = "writers"  # Ray's concurrency group of calls that run beside all others
-NOTICE_S = 30.0  # from a broken connection until Ray tells of a node that went without a word
-# How gloo and NCCL say that a peer is not there any more.
-COMMUNICATION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+# From a rank's word that it lost a peer until Ray, or that peer, says why: Ray tells of a node that went without a word
+# after about 20 s. A rank that says what befell itself is waited for no longer.
+NOTICE_S = 30.0
+# How gloo, NCCL and torch.distributed say that a peer is not there any more.
+COMMUNICATION = re.compile(
+    r"gloo|nccl|^dist\w*error|connection (closed|reset|refused)|broken pipe|socket (has )?(closed|timed out)",
+    re.IGNORECASE,
+)
 
 
 class Deadline(NamedTuple):
@@ -46,6 +54,7 @@ class Ranks:
         self._processes: list[ActorProcess] = []
         self._log_dir = log_dir
         self._loss: LearnerLostError | None = None  # what ended them
+        self._ending = asyncio.Lock()  # of two calls that fail together one ends them, and the other waits for it
 
     def add(self, spec: LearnerSpec, options: Mapping[str, Any]) -> None:
         """Start the actor of the next rank; `options` are Ray's, without a name."""
@@ -79,28 +88,27 @@ class Ranks:
             deadline: None: the caller keeps one.
 
         Raises:
-            LearnerLostError: a rank died, or is over the deadline; all are ended then.
+            LearnerLostError: a rank died, is over the deadline, or failed with an error that is not ours (CUDA's, say);
+                all are ended then, since its peers may wait for it in a collective.
             MRPOError: what a rank raised; there are no ranks (any more).
         """
         if self._loss is not None:
-            raise LearnerLostError(f"{self._loss}; there are no ranks to {method}", self._loss.who)
+            raise self._lost_before(method)
         if not self.handles:
             raise MRPOError(f"the learner's ranks are not running, and cannot {method}")
+        names, processes = self._names, self._processes  # as they are now: another call that fails empties them
         references = [getattr(handle, method).remote(*arguments) for handle in self.handles]
         calls = [asyncio.ensure_future(_answer(reference)) for reference in references]
         try:
             async with asyncio.timeout(deadline.seconds if deadline is not None else None):
                 return list(await asyncio.gather(*map(asyncio.shield, calls)))
-        except RayTaskError as error:
-            if isinstance(error.cause, MRPOError):
-                raise error.cause from error
-            raise await self._lost(method, calls, error) from error
         except RayError as error:
-            raise await self._lost(method, calls, error) from error
+            raise await self._failed(method, names, calls, error) from error
         except TimeoutError:
             if deadline is None:
                 raise
-            raise await self._stuck(method, calls, deadline) from None
+            waiting = [item for item, call in zip(processes, calls, strict=True) if not call.done()]
+            raise await self._stuck(method, waiting, deadline) from None
         finally:
             for call in calls:
                 call.cancel()
@@ -111,7 +119,8 @@ class Ranks:
 
         Raises:
             ResourceError: over the deadline: a disk hangs.
-            LearnerLostError: rank 0 died; who calls all ranks next ends the others.
+            LearnerLostError: rank 0 died, or failed with an error that is not ours; who calls all ranks next, or starts
+                the group again, ends what is left.
             MRPOError: what rank 0 raised; there are no ranks (any more).
         """
         if not self.handles:
@@ -123,7 +132,7 @@ class Ranks:
         except RayTaskError as error:
             if isinstance(error.cause, MRPOError):
                 raise error.cause from error
-            raise
+            raise _fault_of("learner-0", method, error) from error
         except RayError as error:
             raise LearnerLostError(f"learner-0 died during {method}: {_first_line(error)}", "learner-0") from error
         except TimeoutError:
@@ -146,21 +155,22 @@ class Ranks:
         # Ray asks a process to end; one that is stopped does not hear it.
         await asyncio.gather(*map(kill_process, processes))
 
-    async def _lost(self, method: str, calls: Sequence[asyncio.Future[Any]], error: Exception) -> Exception:
+    async def _failed(
+        self, method: str, names: Sequence[str], calls: Sequence[asyncio.Future[Any]], first: RayError
+    ) -> MRPOError:
         """The error to raise when a rank failed: what its peers say first is that they lost it."""
-        number, died = await _first_dead(calls)
-        if died is None and COMMUNICATION.search(str(error)) is None:
-            return error  # a fault of the code: another start would not mend it
-        if died is not None:
-            who, what = self._names[number], f"died during {method}: {_first_line(died)}"
+        number, error = await _root(calls)
+        if isinstance(error, RayTaskError):
+            if isinstance(error.cause, MRPOError):
+                return error.cause
+            loss = _fault_of(names[number], method, error)
+        elif error is not None:
+            loss = LearnerLostError(f"{names[number]} died during {method}: {_first_line(error)}", names[number])
         else:
-            who, what = "learner", f"broke off {method}: {_first_line(error)}"
-        self._loss = LearnerLostError(f"{who} {what}", who)
-        await self.kill()
-        return self._loss
+            loss = LearnerLostError(f"learner broke off {method}: {_first_line(first)}")
+        return await self._end(loss, method)
 
-    async def _stuck(self, method: str, calls: Sequence[asyncio.Future[Any]], deadline: Deadline) -> LearnerStuckError:
-        waiting = [item for item, call in zip(self._processes, calls, strict=True) if not call.done()]
+    async def _stuck(self, method: str, waiting: Sequence[ActorProcess], deadline: Deadline) -> LearnerLostError:
         found = await record_stacks(waiting, log_dir=self._log_dir, stage=f"learner {method}")
         # The rank that stands outside a collective is the one that the others wait for.
         apart = [name for name, stacks in found.items() if stacks.state or not waits_in_collective(stacks.text)]
@@ -168,22 +178,36 @@ class Ranks:
         others = "".join(f"; {name} {found[name].summary}" for name in found if name != who)
         over = f"{deadline.setting}={deadline.seconds:g} s"
         loss = LearnerStuckError(f"{who} did not {method} within {over}: {found[who].summary}{others}", who)
-        self._loss = loss
-        await self.kill()
+        return await self._end(loss, method)
+
+    async def _end(self, loss: LearnerLostError, method: str) -> LearnerLostError:
+        """Kill all ranks, unless another call has done so; returns what to raise."""
+        async with self._ending:
+            if self._loss is not None:
+                return self._lost_before(method)
+            self._loss = loss
+            await self.kill()
         return loss
+
+    def _lost_before(self, method: str) -> LearnerLostError:
+        assert self._loss is not None
+        return LearnerLostError(f"{self._loss}; there are no ranks to {method}", self._loss.who)
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
     return await reference
 
 
-async def _first_dead(calls: Sequence[asyncio.Future[Any]]) -> tuple[int, Exception | None]:
-    """Index and error of a rank that died, as soon as Ray knows of one; None where all live."""
+async def _root(calls: Sequence[asyncio.Future[Any]]) -> tuple[int, RayError | None]:
+    """Index and error of the rank that died or failed by itself, as soon as one is known; None: all lost a peer."""
     ends_at = time.monotonic() + NOTICE_S
     while True:
-        for number, call in enumerate(calls):
-            error = call.exception() if call.done() else None
+        errors = [(number, call.exception()) for number, call in enumerate(calls) if call.done()]
+        for number, error in errors:
             if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+                return number, error
+        for number, error in errors:
+            if isinstance(error, RayTaskError) and COMMUNICATION.search(_cause(error)) is None:
                 return number, error
         pending = [call for call in calls if not call.done()]
         left_s = ends_at - time.monotonic()
@@ -192,6 +216,18 @@ async def _first_dead(calls: Sequence[asyncio.Future[Any]]) -> tuple[int, Except
         await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error.cause if isinstance(error, RayTaskError) else error).strip().splitlines()
+def _fault_of(name: str, method: str, error: RayTaskError) -> LearnerLostError:
+    """Of a rank that raised what is not ours; whether another start mends it is seen by trying."""
+    log.error("%s failed in %s:\n%s", name, method, error)  # with the traceback of its process
+    return LearnerLostError(f"{name} failed in {method}: {_first_line(error)}", name)
+
+
+def _cause(error: RayTaskError) -> str:
+    """What a rank raised, without where: a traceback names modules that have nothing to do with it."""
+    return f"{type(error.cause).__name__}: {error.cause}"
+
+
+def _first_line(error: RayError) -> str:
+    text = _cause(error) if isinstance(error, RayTaskError) else str(error)
+    lines = text.strip().splitlines()
     return lines[0] if lines else type(error).__name__
