@@ -125,7 +125,14 @@ class ChaosCluster:
             return None
         candidates = [actor for actor in alive if first_name(actor.name) not in starting] or alive
         actor = candidates[int(kill.pick * len(candidates))]
-        killed = Killed(kill=kill, name=actor.name, at_s=time.time(), step=step, actors=[actor.class_name])
+        killed = Killed(
+            kill=kill,
+            name=actor.name,
+            at_s=time.time(),
+            step=step,
+            actors=[actor.class_name],
+            bearers=[first_name(actor.name)],
+        )
         if kill.victim == Victim.ROLLOUT_ACTOR and actor.name:
             [namespace] = {
                 row["namespace"] for row in ray.util.list_named_actors(all_namespaces=True) if row["name"] == actor.name
@@ -144,8 +151,15 @@ class ChaosCluster:
             return None
         name = candidates[int(kill.pick * len(candidates))]
         node = self._nodes.pop(name)
-        lost = [actor.class_name for actor in self.actors() if actor.node_id == node.node_id]
-        killed = Killed(kill=kill, name=name, at_s=time.time(), step=step, actors=lost)
+        lost = [actor for actor in self.actors() if actor.node_id == node.node_id]
+        killed = Killed(
+            kill=kill,
+            name=name,
+            at_s=time.time(),
+            step=step,
+            actors=[actor.class_name for actor in lost],
+            bearers=[name, *(first_name(actor.name) for actor in lost)],
+        )
         self._cluster.remove_node(node, allow_graceful=False)
         return killed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_seed_names_one_plan() -> None:
 def killed(victim: Victim, at_s: float, step: int, *, with_actors: tuple[str, ...] = ("LearnerActor",)) -> Killed:
     """A kill of something called "x"."""
     kill = Kill(step=step, delay_s=0.0, victim=victim, pick=0.0)
-    return Killed(kill=kill, name="x", at_s=at_s, step=step, actors=list(with_actors), whole_step_s=5.0)
+    return Killed(kill=kill, name="x", at_s=at_s, step=step, actors=list(with_actors), bearers=["x"], whole_step_s=5.0)
 
 
 def fault(kind: FaultKind, at_s: float, recovery_s: float | None) -> Fault:
@@ -63,8 +64,32 @@ def test_what_is_killed_again_while_it_starts_goes_on_with_its_fault() -> None:
     kills[1].name = "x.2"
     assert judge_recoveries(kills, [fault(FaultKind.ENGINE_LOST, 101.0, 70.0)], ended_s=400.0, patience=1.0) == []
     assert kills[1].faults == {"engine_lost x": 51.0}
-    kills[1].name = "y.2"
+    kills[1].bearers, kills[1].faults = ["y"], {}
     assert len(judge_recoveries(kills, [fault(FaultKind.ENGINE_LOST, 101.0, 70.0)], ended_s=400.0, patience=1.0)) == 1
+
+
+def test_a_node_is_noticed_late_and_what_was_starting_on_it_has_its_fault_already() -> None:
+    node = killed(Victim.NODE, 100.0, 25, with_actors=("RolloutWorker",))
+    node.bearers = ["engines-b", "engine-0"]
+    kills = [node, killed(Victim.LEARNER_RANK, 107.0, 28)]
+    faults = [
+        replace(fault(FaultKind.ENGINE_LOST, 62.0, None), who="engine-0.2"),
+        fault(FaultKind.LEARNER_LOST, 109.0, 11.0),
+        replace(fault(FaultKind.NODE_LOST, 117.0, 0.0), who="engines-b 192.0.2.2 (b9113f3f)"),
+    ]
+    assert judge_recoveries(kills, faults, ended_s=140.0, patience=1.0) == []
+    assert node.faults == {"engine_lost engine-0.2": None, "node_lost engines-b 192.0.2.2 (b9113f3f)": 17.0}
+    assert kills[1].faults == {"learner_lost x": 13.0}
+
+
+def test_what_a_kill_brings_about_elsewhere_has_its_time_too() -> None:
+    kills = [killed(Victim.LEARNER_RANK, 100.0, 3)]
+    faults = [
+        fault(FaultKind.LEARNER_LOST, 101.0, 9.0),
+        replace(fault(FaultKind.ENGINE_LOST, 102.0, 121.0), who="engine-1"),
+    ]
+    found = judge_recoveries(kills, faults, ended_s=400.0, patience=1.0)
+    assert found == ["engine_lost engine-1 took 121 s, at most 120 s"]
 
 
 def test_who_has_not_recovered_goes_by_the_first_name() -> None:
