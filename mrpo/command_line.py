@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from mrpo.errors import MRPOError, UserError
+from mrpo.errors import MRPOError, NothingToDoError, UserError
 
 USER_ERROR = 2  # the user can mend it
 FAILED = 1
@@ -20,6 +20,9 @@ def exit_code(command: Callable[[], int]) -> int:
     """Run a command; its exit code, or that of its error, which is printed to standard error in one line."""
     try:
         return command()
+    except NothingToDoError as done:
+        Console(stderr=True, highlight=False).print(Text(str(done)), soft_wrap=True)
+        return 0
     except UserError as error:
         say_error(error)
         return USER_ERROR

@@ -162,7 +162,9 @@ def resume_config(run: Path, overrides: Sequence[str], *, adjust: Adjust | None 
         raise ConfigError(f"resume={run}: no config.yaml there; give a folder like runs/phantom/<time>")
     require_current_format(run, read_state(run))
     saved = read_config(run)
-    parsed = [override for override in _parse(overrides) if override.key_or_group not in ("resume", "experiment")]
+    given = _parse(overrides)
+    _refuse_other_name(given, run)
+    parsed = [override for override in given if override.key_or_group not in ("resume", "experiment", "run_name")]
     for override in parsed:
         _refuse_removal(override)
         _refuse_several_values(override)
@@ -242,6 +244,15 @@ def _refuse_several_values(override: Override) -> None:
         line, name = override.input_line, override.key_or_group
         raise ConfigError(
             f"{line!r}: expected one value (a list is written {name}=[a,b]); several are for make ablation"
+        )
+
+
+def _refuse_other_name(given: Sequence[Override], run: Path) -> None:
+    names = [override.value() for override in given if override.key_or_group == "run_name"]
+    if names and names[-1] not in (None, run.resolve().name):
+        raise ConfigError(
+            f"run_name={names[-1]} and resume={run} name two runs; leave run_name out, or set resume=auto to go on "
+            "with the run of that name"
         )
 
 

@@ -39,6 +39,10 @@ class JudgeBudgetError(UserError):
     """The run's budget for the judge (`judge.max_requests`, `max_tokens` or `max_cost`) is spent."""
 
 
+class NothingToDoError(MRPOError):
+    """What is asked for is done already. Commands say so and exit with 0."""
+
+
 class ParityError(MRPOError):
     """Learner and engine disagree on the log-probs of the same tokens by more than the configured bound."""
 

@@ -1,4 +1,4 @@
-"""The record of a run, `runs/<experiment>/<time>/`: what it was told, what it measured, what to resume from.
+"""The record of a run, `runs/<experiment>/<time or name>/`: what it was told, what it measured, what to resume from.
 
 Whole files appear at once (`mrpo.atomic`); `metrics.jsonl` and `events.log` grow by whole lines. One process owns a
 run at a time, by a lock that its death releases; readers (`mrpo.run_reading`) need none.
@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,10 +26,11 @@ from mrpo.checkpoint_folder import OnDamaged, new_checkpoint, newest_good, remov
 from mrpo.environment import describe_environment
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.eval.record import EvalRecord
+from mrpo.folder_name import require_folder_name
 from mrpo.metrics import evaluation_metrics
 from mrpo.record_errors import recording
 from mrpo.rows import write_rows
-from mrpo.run_lock import RunLock
+from mrpo.run_lock import LOCK_FILE, RunLock
 from mrpo.run_reading import (
     FORMAT,
     STEP_NAME,
@@ -38,6 +38,7 @@ from mrpo.run_reading import (
     Checkpoint,
     RunState,
     RunStatus,
+    has_begun,
     list_checkpoints,
     read_config,
     read_metrics,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARTS = ("rollouts", "eval", "checkpoints")
+HALF_MADE = {*PARTS, "config.yaml", "environment.json", LOCK_FILE}  # what is there before a run's record
 
 
 class RunFolder:
@@ -66,25 +68,32 @@ class RunFolder:
         self._metrics: TextIO | None = None
 
     @classmethod
-    def create(cls, runs_dir: str | Path, experiment: str, config_tree: Mapping[str, Any]) -> RunFolder:
+    def create(
+        cls, runs_dir: str | Path, experiment: str, config_tree: Mapping[str, Any], *, name: str | None = None
+    ) -> RunFolder:
         """Make `runs_dir/<experiment>/<YYYYmmdd-HHMMSS>/`, with `-2`, `-3`, … added where that exists already.
 
         Args:
             runs_dir: made if missing.
             experiment: a plain folder name.
             config_tree: the full resolved configuration as plain data; it holds no secret.
+            name: a plain folder name in place of the time. What a process that died while it made that folder left
+                there is taken over.
 
         Raises:
-            ConfigError: `experiment` is not a plain folder name.
-            ResourceError: the folder cannot be written.
+            ConfigError: `experiment` or `name` is not a plain folder name, or there is a run of that name.
+            ResourceError: the folder cannot be written, or another process is making it.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", experiment):
-            raise ConfigError(f"experiment={experiment!r} names a folder: use letters, digits and . _ + = - only")
+        require_folder_name("experiment", experiment)
         check_writable(runs_dir)
-        path = _new_folder(Path(runs_dir).expanduser().resolve() / experiment, time.strftime("%Y%m%d-%H%M%S"))
+        parent = Path(runs_dir).expanduser().resolve() / experiment
+        path = _new_folder(parent, time.strftime("%Y%m%d-%H%M%S")) if name is None else _named_folder(parent, name)
         lock = RunLock.take(path)
-        for name in PARTS:
-            (path / name).mkdir()
+        if has_begun(path):  # by another process since the look before the lock
+            lock.release()
+            raise _name_is_taken(path)
+        for part in PARTS:
+            (path / part).mkdir(exist_ok=True)
         write_text(path / "config.yaml", yaml.safe_dump(dict(config_tree), sort_keys=False, allow_unicode=True))
         write_text(path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         state = RunState(experiment=experiment, created_s=time.time(), status=RunStatus.RUNNING, step=0, format=FORMAT)
@@ -349,6 +358,26 @@ def _new_folder(parent: Path, name: str) -> Path:
             number += 1
         else:
             return path
+
+
+def _named_folder(parent: Path, name: str) -> Path:
+    """Make and return `parent/name`, or take what is no run yet.
+
+    Raises:
+        ConfigError: there is a run of that name, or something else.
+    """
+    require_folder_name("run_name", name)
+    path = parent / name
+    path.mkdir(parents=True, exist_ok=True)
+    if has_begun(path) or not {item.name for item in path.iterdir() if not item.name.startswith(".")} <= HALF_MADE:
+        raise _name_is_taken(path)
+    return path
+
+
+def _name_is_taken(path: Path) -> ConfigError:
+    return ConfigError(
+        f"run_name={path.name}: {path} exists already; go on with that run by resume=auto, or choose another name"
+    )
 
 
 def _last_step(rows: Sequence[Mapping[str, float | None]]) -> int:

@@ -70,6 +70,11 @@ class MetricsFile:
     torn: str | None  # a last line that a crash left half written; not among the rows
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether there is a record of a run; none where a process died while it made the folder."""
+    return any((folder / name).exists() for name in ("state.json", "events.log", "metrics.jsonl"))
+
+
 def read_state(folder: Path) -> RunState:
     """Read `state.json`.
 

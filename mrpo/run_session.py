@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def open_run(config: Config) -> RunFolder:
     """The folder of a new run, or of the one that is resumed."""
     if config.resume is None:
-        return RunFolder.create(config.runs_dir, config.experiment, plain(config))
+        return RunFolder.create(config.runs_dir, config.experiment, plain(config), name=config.run_name)
     run = RunFolder.open(config.resume)
     run.rewrite_config(plain(replace(config, resume=None)))
     return run

@@ -103,7 +103,7 @@ def configure(arguments: Sequence[str]) -> Config:
     config = compose_config(arguments)
     if config.resume is None:
         return config
-    run = resumed_run(config.resume, config.runs_dir, config.experiment)
+    run = resumed_run(config.resume, config.runs_dir, config.experiment, config.run_name)
     if run is None:
         return replace(config, resume=None)
     resumed = resume_config(run, arguments)

@@ -25,6 +25,7 @@ from mrpo.choices import (
 from mrpo.config import Config, JudgeConfig
 from mrpo.errors import ConfigError
 from mrpo.families import family_of
+from mrpo.folder_name import require_folder_name
 from mrpo.images import require_tiles
 from mrpo.judge_endpoints import endpoints_of
 from mrpo.judge_prices import require_prices
@@ -92,6 +93,7 @@ def check_contradictions(config: Config) -> None:
     """
     rollout, judge, cluster, data = config.rollout, config.judge, config.cluster, config.data
     algorithm = config.algorithm
+    _check_names(config)
     _check_endpoints(judge)
     _check_own_judge(judge, cluster.device)
     require_prices(judge)
@@ -173,6 +175,13 @@ def check_contradictions(config: Config) -> None:
         raise ConfigError(
             f"data.num_train={data.num_train} is less than rollout.prompts_per_step={rollout.prompts_per_step}"
         )
+
+
+def _check_names(config: Config) -> None:
+    """Refuse names of folders that are paths, or none."""
+    require_folder_name("experiment", config.experiment)
+    if config.run_name is not None:
+        require_folder_name("run_name", config.run_name)
 
 
 def _check_endpoints(judge: JudgeConfig) -> None:

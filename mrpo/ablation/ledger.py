@@ -99,7 +99,7 @@ class VariantFolder:
         self._write(replace(record, status=VariantStatus.RUNNING, error=None, attempts=record.attempts + 1))
         if run is not None and list_checkpoints(run) and read_state(run).format == FORMAT:
             return [f"resume={quoted(str(run))}"]
-        own = [line for line in self.variant.overrides if not line.startswith("runs_dir=")]
+        own = [line for line in self.variant.overrides if not line.startswith(("runs_dir=", "run_name="))]
         return [*own, f"runs_dir={quoted(str(self.path))}"]
 
     def end(self, outcome: Outcome) -> Record:

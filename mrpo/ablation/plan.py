@@ -15,7 +15,7 @@ from mrpo.compose import Setting, Sweep, compose_config, read_sweeps
 from mrpo.config import Config, plain
 from mrpo.errors import ConfigError
 
-PLACES = ("runs_dir", "cache_dir", "resume")  # where a run is, not what it is
+PLACES = ("runs_dir", "run_name", "cache_dir", "resume")  # where a run is, not what it is
 KEY_LENGTH = 12  # hexadecimal digits
 
 

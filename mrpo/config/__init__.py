@@ -84,7 +84,9 @@ class Config:
     num_steps: PositiveInt = 140  # optimizer steps
     runs_dir: str = "runs"
     cache_dir: str = "~/.cache/mrpo"  # phantom scans and warm-started toys, by content hash
-    resume: str | None = None  # a run folder, or "auto": the newest unfinished run of this experiment
+    run_name: str | None = None  # of the folder runs_dir/<experiment>/<run_name>; null: the time
+    # A run folder; "auto": the run of this run_name, or the experiment's newest where it is unfinished, else a new one.
+    resume: str | None = None
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()

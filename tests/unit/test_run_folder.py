@@ -15,9 +15,10 @@ from mrpo.choices import BestMetric
 from mrpo.errors import ConfigError, DataError, ResourceError
 from mrpo.faults import FAULTS_FILE, FaultKind, FaultLog
 from mrpo.manifest import write_manifest
-from mrpo.resumable import find_resumable
+from mrpo.resumable import resumed_run
 from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder, check_writable
+from mrpo.run_lock import LOCK_FILE, RunLock
 from mrpo.run_reading import (
     FORMAT,
     BestStep,
@@ -348,23 +349,54 @@ def test_one_writer_at_a_time(run: RunFolder) -> None:
     RunFolder.open(run.path).close()
 
 
-def test_find_resumable_is_the_newest_unfinished_free_run(tmp_path: Path) -> None:
-    assert find_resumable(tmp_path, "demo") is None
-    runs = [RunFolder.create(tmp_path, "demo", {}) for _ in range(5)]
-    for run in runs[:4]:
-        with run.checkpoint(1):
-            pass
-    runs[2].set_status(RunStatus.INTERRUPTED, "stopped by the user")
-    runs[3].set_status(RunStatus.FINISHED)
-    for run in (runs[0], runs[2], runs[3], runs[4]):
+def test_a_look_at_the_lock_leaves_what_its_holder_wrote(run: RunFolder) -> None:
+    said = RunLock.holder(run.path)
+    assert RunLock.is_held(run.path)
+    run.close()
+    (run.path / LOCK_FILE).write_text("process 1 on elsewhere\n")
+    assert not RunLock.is_held(run.path)
+    assert RunLock.holder(run.path) == "process 1 on elsewhere" != said
+    (run.path / LOCK_FILE).unlink()
+    assert not RunLock.is_held(run.path)
+    assert not (run.path / LOCK_FILE).exists()
+
+
+def test_a_lock_that_cannot_be_opened_is_one_line(run: RunFolder) -> None:
+    run.close()
+    (run.path / LOCK_FILE).unlink()
+    (run.path / LOCK_FILE).mkdir()  # a mode would not keep root out
+    for ask in (RunLock.take, RunLock.is_held):
+        with pytest.raises(ResourceError, match=r"run\.lock cannot be opened: .*; use a run of your own"):
+            ask(run.path)
+
+
+def test_a_run_may_have_a_name(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "demo", {}, name="slurm-4711")
+    assert run.path == tmp_path / "demo" / "slurm-4711"
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"run_name=slurm-4711: .*/demo/slurm-4711 exists already.* resume=auto"):
+            RunFolder.create(tmp_path, "demo", {}, name="slurm-4711")
         run.close()
-    assert find_resumable(tmp_path, "demo") == runs[4].path, "killed before its first checkpoint"
-    runs[4].set_status(RunStatus.FINISHED)
-    assert find_resumable(tmp_path, "demo") == runs[2].path
-    held = RunFolder.open(runs[2].path)
-    assert find_resumable(tmp_path, "demo") == runs[0].path, "runs[1] is still open too"
-    held.close()
-    assert find_resumable(tmp_path, "other") is None
+    with pytest.raises(ConfigError, match=r"run_name='\.\./up' names a folder"):
+        RunFolder.create(tmp_path, "demo", {}, name="../up")
+
+
+def test_a_name_whose_folder_was_not_finished_is_taken_over_and_nobody_elses(tmp_path: Path) -> None:
+    first = RunFolder.create(tmp_path, "demo", {}, name="a")
+    folder = first.path
+    for file in ("state.json", "events.log"):
+        (folder / file).unlink()
+    (folder / ".state.json.x.tmp").touch()
+    with pytest.raises(ResourceError, match="is being written by process"):
+        RunFolder.create(tmp_path, "demo", {}, name="a")  # the other one is not dead
+    first.close()
+    with RunFolder.create(tmp_path, "demo", {}, name="a") as run:
+        assert read_state(run.path).status == RunStatus.RUNNING
+    other = tmp_path / "demo" / "b"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="exists already"):
+        RunFolder.create(tmp_path, "demo", {}, name="b")
 
 
 def give_format(folder: Path, number: int | None) -> None:
@@ -385,7 +417,8 @@ def test_a_run_of_another_format_is_read_and_not_gone_on_with(run: RunFolder, nu
     with pytest.raises(DataError, match=f"{words}.*start a new run, or resume it with that version"):
         RunFolder.open(run.path)
     assert (run.path / "events.log").read_text() == before
-    assert find_resumable(run.path.parent.parent, "demo") is None
+    with pytest.raises(DataError, match=words):
+        resumed_run("auto", run.path.parent.parent, "demo", None)
     assert read_state(run.path).format == (number or 1)
 
 
