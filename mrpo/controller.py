@@ -86,6 +86,7 @@ class Controller:
     span: Callable[[str], AbstractContextManager[object]] = nullcontext  # around each stage, for a timeline
     queue_metrics: Callable[[], Mapping[str, float]] = dict  # what was seen of queues since the last step
     observe: Callable[[Mapping[str, Sequence[float]]], object] = dict  # told of single events of a step, by metric
+    progress: Callable[[int], object] = int  # told from which step the run goes on, now and after a rewind
     _published: Mapping[str, float] | None = None  # what the step's weights took on their way
     _probe: ScoreSample | None = None
     _start_step: int = field(init=False)
@@ -108,6 +109,8 @@ class Controller:
             checkpoints=self.checkpoints,
             faults=self.faults,
             max_restarts=self.config.watchdog.max_restarts,
+            # On a GPU that they share, the learner needs more room to load a model than to hold one.
+            make_room=self.collector.rollout.sleep,
         )
         self.skipped = SkippedSteps(recorder=self.recorder, faults=self.faults)
 
@@ -143,14 +146,13 @@ class Controller:
             try:
                 return await self._go_on()
             except LearnerLostError as error:
-                # On a GPU that they share, the learner needs more room to load a model than to hold one.
-                await self.collector.rollout.sleep()
                 with self.span("recover"):
                     self.step = await self._until_stopped(self.recovery.start_again(error, self.step))
 
     async def _go_on(self) -> None:
         """From the steps done; what is on record already is not done again."""
         config = self.config
+        self.progress(self.step)
         await self.sync()
         self.recovery.mended()
         if self._probe is None:
@@ -206,7 +208,7 @@ class Controller:
         self._published = None
         if samples:
             with self.span("learn"):
-                await self.collector.rollout.sleep()
+                await self._until_stopped(self.collector.rollout.sleep())
                 stats = await self._learn(batch)
         self.step += 1
         try:

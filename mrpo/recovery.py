@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,6 +47,10 @@ class Saver(Protocol):
     async def restart(self, step: int | None) -> None: ...
 
 
+async def room_is_there() -> None:
+    """Nobody else uses what the learner starts on."""
+
+
 @dataclass(kw_only=True)
 class Recovery:
     """Of one run's learner."""
@@ -56,6 +60,7 @@ class Recovery:
     checkpoints: Saver
     faults: FaultLog
     max_restarts: int  # in a row, without a new step between them
+    make_room: Callable[[], Awaitable[None]] = room_is_there  # awaited before each start
     is_whole: bool = True  # False: the learner does not hold the weights of the steps done, and must not be saved
     _highest: int = -1  # step that was reached before a loss
     _restarts: int = 0  # since it was reached
@@ -73,6 +78,7 @@ class Recovery:
 
         Raises:
             LearnerLostError: it was lost too often without a new step.
+            EngineError: from `make_room`; no engine is left.
             ResourceError: there is no place for it any more.
             DataError: every checkpoint is damaged.
         """
@@ -112,6 +118,7 @@ class Recovery:
     async def _start(self) -> Checkpoint | None:
         await self.checkpoints.abandon()  # what was being written can no longer be finished
         checkpoint = await asyncio.to_thread(self.recorder.latest_good_checkpoint, self._passed_over)
+        await self.make_room()
         await self.learner.restart()
         if checkpoint is not None:
             await self.learner.load(str(checkpoint.path))

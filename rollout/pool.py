@@ -210,20 +210,21 @@ class VllmRolloutPool:
         """Give shared GPUs to the learner; engines with GPUs of their own, or none, stay as they are.
 
         Where GPUs are shared, an engine that is starting is waited for: it measures the memory it may take while nobody
-        else takes or frees any.
+        else takes or frees any. One that came up sleeps without the current weights and joins when it is awake: a
+        learner that was lost has none to give.
         """
         if not self._sleeps:
             return
-        await self._stop_starting()
+        await self._stop_starting(admit=False)
         for slot in self._slots:
             if slot.state == SlotState.PENDING:
                 slot.withdraw()
-        await self._all(self._up, "sleep")
+        await self._all([slot for slot in self._slots if slot.is_there], "sleep")
 
     async def wake_up(self) -> None:
         """Take the weights back onto shared GPUs, to be updated; `set_policy_version` completes it."""
         if self._sleeps:
-            await self._all(self._up, "wake_up")
+            await self._all([slot for slot in self._slots if slot.is_there], "wake_up")
 
     async def receivers(self) -> list[Any]:
         """Handles of the engines that the weights must reach now: all that serve, are sound and answer.
@@ -295,13 +296,14 @@ class VllmRolloutPool:
             await asyncio.sleep(TICK_S)
             await self._tend(admit=admit)
         if self._sleeps:
-            await self._stop_starting()
+            await self._stop_starting(admit=admit)
 
-    async def _stop_starting(self) -> None:
-        """Start no engine from here on, and wait for those that are starting."""
+    async def _stop_starting(self, *, admit: bool) -> None:
+        """Start no engine from here on, and wait for those that are starting, and to let them serve if that is due."""
         self._may_start = False
-        while any(slot.state in (SlotState.STARTING, SlotState.LOADED) for slot in self._slots):
-            await self._tend()
+        on_their_way = {SlotState.STARTING, SlotState.LOADED} if admit else {SlotState.STARTING}
+        while any(slot.state in on_their_way for slot in self._slots):
+            await self._tend(admit=admit)
             await asyncio.sleep(TICK_S)
 
     async def _tend(self, *, admit: bool = True) -> None:

@@ -93,6 +93,33 @@ def test_the_record_is_that_of_an_undisturbed_run(method: str, calls: Sequence[i
         assert len(evaluations) == 4, "what was evaluated before the loss is not evaluated again"
 
 
+def test_where_the_run_goes_on_is_told_and_faults_without_a_line_of_their_own_are_on_record(tmp_path: Path) -> None:
+    """The count of the first loss is in a line that is rewound; the last one has no step after it."""
+    config = with_config(CONFIG, checkpoint={"asynchronous": False})
+    world, run = recorded_world(tmp_path, lambda method: None, config)
+    lose, told = loses("step", 4, 6), list[int]()
+    world.controller.progress = told.append
+    log = world.controller.faults
+
+    def on_call(name: str) -> None:
+        lose(name)
+        if name == "write" and world.controller.step == 6:
+            log.begin(FaultKind.ENGINE_LOST, "engine-0")
+
+    world.learner.on_call = on_call
+    with run:
+        world.run()
+        assert told == [0, 2, 2]
+        assert [fault.kind for fault in read_faults(run.path)] == [
+            FaultKind.LEARNER_LOST,
+            FaultKind.LEARNER_LOST,
+            FaultKind.ENGINE_LOST,
+        ]
+        rows = read_metrics(run.path).rows
+        assert not any("faults/engine_lost" in row for row in rows)
+        assert sum(row.get("faults/learner_lost") or 0 for row in rows) == 1
+
+
 def test_a_loss_while_it_starts_again_counts_as_another(tmp_path: Path) -> None:
     on_step, on_load = loses("step", 4), loses("load", 1, error=LearnerStuckError("learner-0 is stuck", "learner-0"))
 
@@ -235,3 +262,45 @@ def test_rewound_steps_that_were_skipped_are_skipped_again(tmp_path: Path) -> No
         world.run()
         assert record(run)[0] == [1, 2, 3, 4, 5, 6]
         assert nonfinite(run) == ["step_00003.parquet"]
+
+
+# Engines that share the learner's GPUs
+
+
+def test_engines_make_room_before_every_start(tmp_path: Path) -> None:
+    on_step, on_load = loses("step", 4), loses("load", 1)
+
+    def on_call(name: str) -> None:
+        world.diary.append(f"learner: {name}")
+        on_step(name)
+        on_load(name)
+
+    world, run = recorded_world(tmp_path, on_call)
+    with run:
+        world.run()
+    kept = ("learner: restart", "learner: load", "learner: publish", "engine sleeps", "engine wakes")
+    diary = [line for line in world.diary if line in kept]
+    first = diary.index("learner: restart") - 1
+    again = ["engine sleeps", "learner: restart", "learner: load"]
+    assert diary[first : first + 8] == [*again, *again, "engine wakes", "learner: publish"]
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["in a recovery", "before a step"])
+def test_a_stop_is_heard_while_engines_make_room(lost: bool, tmp_path: Path) -> None:
+    """An engine that is starting may be waited for, longer than anyone who stops a run waits."""
+    world, run = recorded_world(tmp_path, loses("step", 4) if lost else lambda method: None)
+    sleep = world.rollout.sleep
+
+    async def hangs_in_the_end() -> None:
+        await sleep()
+        if world.diary.count("engine sleeps") == 5:
+            world.controller.stop.set()
+            await asyncio.sleep(60.0)
+
+    world.rollout.sleep = hangs_in_the_end  # type: ignore[method-assign]
+    world.controller.recovery.make_room = hangs_in_the_end
+    with run:
+        with pytest.raises(StopRequested):
+            world.run()
+        last = 2 if lost else 4
+        assert [item.step for item in list_checkpoints(run.path)][-1] == last, "what a lost learner holds is not saved"

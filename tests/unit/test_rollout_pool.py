@@ -1,0 +1,154 @@
+"""What a pool does with engines in every state, against stand-ins for slots: no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from mrpo.choices import Device, Placement, WeightTransfer
+from mrpo.config import ClusterConfig, Config
+from mrpo.errors import LearnerLostError
+from rollout.engine_slot import SlotState
+from rollout.pool import VllmRolloutPool
+from rollout.spec import EngineSpec, engine_specs
+
+COLOCATED = ClusterConfig(
+    device=Device.GPU, placement=Placement.COLOCATED, weight_transfer=WeightTransfer.IPC, gpus_per_node=2
+)
+(SPEC,) = engine_specs(Config(cluster=COLOCATED), "/model", "qwen2_5_vl", log_dir=None)
+
+
+@dataclass
+class FakeHandle:
+    """Writes down what it is asked, as `name method`."""
+
+    name: str
+    diary: list[str]
+
+    def __getattr__(self, method: str) -> Any:
+        return FakeMethod(self, method)
+
+
+@dataclass
+class FakeMethod:
+    handle: FakeHandle
+    method: str
+
+    def remote(self, *arguments: Any) -> Awaitable[Any]:
+        async def answer() -> Any:
+            self.handle.diary.append(f"{self.handle.name} {self.method}")
+            return {"updating": False, "set_policy_version": True}.get(self.method)
+
+        return answer()
+
+
+@dataclass
+class FakeSlot:
+    """Goes through the states it is given, one a poll, and stays in the last."""
+
+    name: str
+    diary: list[str]
+    states: list[SlotState]
+    spec: EngineSpec = SPEC
+    causes: list[str] = field(default_factory=list)
+    may_start: list[bool] = field(default_factory=list)
+    is_hopeless: bool = False
+    log: str = "its log"
+
+    def __post_init__(self) -> None:
+        self.state = self.states.pop(0)
+        self.handle = FakeHandle(self.name, self.diary)
+
+    @property
+    def is_there(self) -> bool:
+        return self.state in (SlotState.LOADED, SlotState.UP)
+
+    def poll(self, *, may_start: bool) -> None:
+        self.may_start.append(may_start)
+        if self.states:
+            self.state = self.states.pop(0)
+
+    def serve(self) -> None:
+        self.state = SlotState.UP
+
+    def withdraw(self) -> None:
+        self.state = SlotState.LOST
+
+
+def pool_of(*states: Sequence[SlotState]) -> tuple[VllmRolloutPool, list[FakeSlot], list[str]]:
+    diary: list[str] = []
+    slots = [FakeSlot(f"engine-{number}", diary, list(of_one)) for number, of_one in enumerate(states)]
+    pool = VllmRolloutPool(slots)  # type: ignore[arg-type]
+    return pool, slots, diary
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        await asyncio.wait_for(body(), 10.0)
+
+    asyncio.run(inside())
+
+
+STARTS = (SlotState.STARTING, SlotState.STARTING, SlotState.LOADED)
+
+
+@pytest.mark.parametrize("states", [(SlotState.LOADED,), STARTS], ids=["loaded", "starting"])
+def test_an_engine_that_came_up_is_put_to_sleep_without_the_learner(states: Sequence[SlotState]) -> None:
+    """A learner that was lost has no weights to give; its restart waits for this."""
+    pool, slots, diary = pool_of((SlotState.UP,), states)
+
+    async def bring(handles: Sequence[Any]) -> None:
+        raise LearnerLostError("learner-0 died; there are no ranks to publish")
+
+    pool.bring_weights = bring
+
+    async def body() -> None:
+        await pool.sleep()
+        assert sorted(diary) == ["engine-0 sleep", "engine-1 sleep"]
+        assert [slot.state for slot in slots] == [SlotState.UP, SlotState.LOADED]
+        assert not any(slots[1].may_start), "the learner has the GPUs"
+
+    run(body)
+
+
+def test_it_gets_the_weights_when_the_engines_are_awake_and_serves(states: Sequence[SlotState] = STARTS) -> None:
+    pool, slots, diary = pool_of((SlotState.UP,), states)
+    brought: list[str] = []
+
+    async def bring(handles: Sequence[Any]) -> None:
+        brought.extend(handle.name for handle in handles)
+
+    pool.bring_weights = bring
+
+    async def body() -> None:
+        await pool.sleep()
+        assert brought == []
+        diary.clear()
+        await pool.wake_up()
+        receivers = await pool.receivers()
+        await pool.set_policy_version(3)
+        assert [handle.name for handle in receivers] == ["engine-0"]
+        assert diary == [
+            "engine-0 wake_up", "engine-1 wake_up", "engine-0 updating", "engine-0 updating",
+            "engine-0 set_policy_version",
+        ]  # fmt: skip
+        await pool._until(lambda: slots[1].state == SlotState.UP)
+        assert brought == ["engine-1"]
+        assert diary[-1] == "engine-1 set_policy_version"
+
+    run(body)
+
+
+def test_a_wish_for_an_actor_without_room_is_taken_back_before_the_learner_works() -> None:
+    pool, slots, diary = pool_of((SlotState.UP,), (SlotState.PENDING,))
+
+    async def body() -> None:
+        await pool.sleep()
+        assert slots[1].state == SlotState.LOST
+        assert diary == ["engine-0 sleep"]
+
+    run(body)
