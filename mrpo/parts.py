@@ -7,45 +7,32 @@ take longer to import than a typo takes to report.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import psutil
+from typing import TYPE_CHECKING
 
 from mrpo.checkpoint_source import model_type_of
 from mrpo.choices import Device, EncoderPlacement, Placement
-from mrpo.config import BertScoreConfig, Config, LoraConfig
+from mrpo.config import Config, LoraConfig
 from mrpo.console import Console
 from mrpo.data.load import Dataset
-from mrpo.errors import MRPOError
 from mrpo.faults import FaultLog
 from mrpo.judge_parts import start_judge
 from mrpo.judge_spending import SpendingLedger
 from mrpo.phantom.warm_start import ToyPolicy, prepare_toy_policy, warm_start
 from mrpo.placement import Seat, Seats, placement_of, to_begin
-from mrpo.preflight import check_gpus
 from mrpo.protocols import AnswerScorer, MeteredJudge
-from mrpo.reaper import Reaper
-from mrpo.rewards.bertscore import BertScoreEncoder, check_encoder
-from mrpo.rewards.scorer import Pair, Similarity, build_answer_scorer, local_similarity, needs_encoder
+from mrpo.ray_session import start_ray
+from mrpo.remote_similarity import remote_similarity
+from mrpo.rewards.bertscore import check_encoder
+from mrpo.rewards.scorer import Similarity, build_answer_scorer, local_similarity, needs_encoder
 from mrpo.tasks import first_failure_ends_all
 
 if TYPE_CHECKING:
     from learner.group import DeepSpeedLearner
     from rollout.pool import VllmRolloutPool
-
-logger = logging.getLogger(__name__)
-
-# Of one process, for `ray timeline`; Ray keeps the newest 1,000, which a run of 140 steps fills.
-TIMELINE_SPANS = 100_000
-OBJECT_STORE_BYTES = 256 * 2**20  # completions and advantages are small; weights travel outside Ray
-STRAY_GRACE_S = 3.0
-ENCODER_RETRIES = 2  # calls that a restarted encoder is asked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,65 +177,6 @@ async def _start_common(
     return build_answer_scorer(config.reward, similarity)
 
 
-def start_ray(
-    config: Config,
-    console: Console,
-    stack: AsyncExitStack,
-    *,
-    after_ray: Callable[[], None],
-    learner: bool = True,
-    engines: bool = True,
-) -> None:
-    """Start Ray or join the cluster's; `stack` ends it, and what was started and not ended.
-
-    Args:
-        config: of the run.
-        console: told what starts.
-        stack: of the caller.
-        after_ray: called once Ray is up.
-        learner: whether the cluster must have room for one.
-        engines: whether it must have room for them.
-    """
-    spare = [child.pid for child in psutil.Process().children(recursive=True)]
-    reaper = Reaper(spare)
-    stack.callback(reaper.close)
-    stack.callback(end_stray_processes, spare=[*spare, reaper.pid])
-    with console.stage("Ray"):
-        _start_ray(config, learner=learner, engines=engines)
-        stack.callback(_stop_ray)
-        after_ray()
-
-
-def _start_ray(config: Config, *, learner: bool, engines: bool) -> None:
-    import ray
-
-    layout = placement_of(config, learner=learner, engines=engines)
-    if config.cluster.address is None:
-        ray.init(
-            address="local",  # a Ray that runs on this machine is joined by cluster.address=auto, and only so
-            # Ranks claim a CPU each; a laptop with fewer cores shares them rather than wait for ever.
-            num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, layout.num_cpus),
-            include_dashboard=config.cluster.dashboard,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _metrics_export_port=config.cluster.metrics_port,
-            _system_config={"task_events_max_num_profile_events_per_task": TIMELINE_SPANS},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    else:
-        from mrpo.cluster_check import check_cluster
-
-        ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        check_cluster(config)
-        check_gpus(config, int(ray.cluster_resources().get("GPU", 0)), learner=learner, engines=engines)
-
-
-def _stop_ray() -> None:
-    import ray
-
-    ray.shutdown()
-
-
 def answer_similarity(config: Config) -> Similarity | None:
     """The encoder of answers where it belongs in this process; one for an actor of this machine is only looked up.
 
@@ -260,44 +188,6 @@ def answer_similarity(config: Config) -> Similarity | None:
     if needs_encoder(config.reward) and bertscore.placement == EncoderPlacement.ACTOR and on_this_machine:
         check_encoder(bertscore)
     return local_similarity(config.reward)
-
-
-async def remote_similarity(config: BertScoreConfig) -> Similarity:
-    """The encoder in a Ray actor, loaded there; whoever asks for the same one in this job shares it.
-
-    Raises:
-        ConfigError: it cannot be loaded on the actor's node.
-    """
-    import ray
-
-    name = f"bertscore/{config.model}/{config.num_layers}/{config.batch_size}"
-    actor = (
-        ray.remote(BertScoreEncoder)
-        # Like a judge actor it must find a place where engines and learner hold every core.
-        .options(name=name, get_if_exists=True, num_cpus=0, max_restarts=-1, max_task_retries=ENCODER_RETRIES)
-        .remote(config)
-    )
-
-    async def similarity(pairs: Sequence[Pair]) -> list[float]:
-        scores: list[float] = await _answer_of(actor.f1.remote(list(pairs)))
-        return scores
-
-    await _answer_of(actor.load.remote())
-    return similarity
-
-
-async def _answer_of(call: Awaitable[Any]) -> Any:
-    """What an actor returns, or raises, without Ray's wrapper around errors of ours."""
-    from ray.exceptions import RayActorError, RayTaskError
-
-    try:
-        return await call
-    except RayTaskError as error:
-        if isinstance(error.cause, MRPOError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise MRPOError(f"the BERTScore actor was lost and did not come back: {error}") from None
 
 
 async def reserve_seats(config: Config, stack: AsyncExitStack, *, learner: bool = True, engines: bool = True) -> Seats:
@@ -395,19 +285,3 @@ async def warm_policy(config: Config, dataset: Dataset, console: Console) -> Pat
                 await learner.start()
                 await warm_start(config, learner, toy, dataset.warm)
     return toy.warm_folder
-
-
-def end_stray_processes(spare: Sequence[int]) -> None:
-    """End what this process started and did not end, as a last resort; says so, because nothing should be left.
-
-    Args:
-        spare: pids that were there before the parts and belong to others (an experiment tracker's, say).
-    """
-    children = psutil.Process().children(recursive=True)
-    strays = [child for child in children if child.is_running() and child.pid not in spare]
-    for child in strays:
-        logger.warning("ending stray process %d", child.pid)
-        child.terminate()
-    _, alive = psutil.wait_procs(strays, timeout=STRAY_GRACE_S)
-    for child in alive:
-        child.kill()

@@ -38,8 +38,8 @@ from mrpo.console import Console
 from mrpo.judge_parts import check_judge_endpoint, judge_identity, start_judge
 from mrpo.judge_prices import total_cost
 from mrpo.judge_spending import SPENDING_FILE, SpendingLedger
-from mrpo.parts import start_ray
 from mrpo.protocols import JudgePool
+from mrpo.ray_session import start_ray
 from mrpo.report.judge_check import write_judge_check
 from mrpo.run_folder import check_writable
 from mrpo.stop_signals import cancel_on_signals

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from mrpo.config import Config
 from mrpo.console import Console
 from mrpo.data.load import Dataset
-from mrpo.parts import reserve_seats, start_ray, warm_policy
+from mrpo.parts import reserve_seats, warm_policy
 from mrpo.phantom.warm_start import prepare_toy_policy
+from mrpo.ray_session import start_ray
 
 if TYPE_CHECKING:
     from learner.group import DeepSpeedLearner

@@ -11,7 +11,7 @@ import ray
 from mrpo.choices import AnswerKind, EncoderPlacement
 from mrpo.config import AnswerConfig, BertScoreConfig, RewardConfig
 from mrpo.errors import ConfigError, NonFiniteError
-from mrpo.parts import remote_similarity
+from mrpo.remote_similarity import remote_similarity
 from mrpo.rewards import build_answer_scorer
 from mrpo.rewards.bertscore import BertScoreEncoder
 from mrpo.rewards.scorer import Similarity
