@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 from mrpo.errors import DataError
 from mrpo.json_lines import drop_torn_line, read_lines
@@ -48,8 +49,24 @@ class Fault:
     recovery_s: float | None = None  # until the run was whole again; None: it is not yet
 
 
+class FaultListener(Protocol):
+    """Who hears of faults as they happen; maybe on another thread than the run's."""
+
+    def fault_begun(self, fault: Fault) -> None:
+        """It was noticed."""
+        ...
+
+    def fault_ended(self, fault: Fault) -> None:
+        """It was mended, `recovery_s` after it was noticed."""
+        ...
+
+
 class FaultLog:
-    """The faults of one run. One process writes; every fault is a line when noticed, and one more when mended."""
+    """The faults of one run. One process writes; every fault is a line when noticed, and one more when mended.
+
+    `faults.jsonl` is the sum: listeners hear what this process noticed, and the metrics of a step have what was new in
+    it, so that a fault after the last step, or in a step that is done again, is in no line of `metrics.jsonl`.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """Go on with a run's record; None keeps none.
@@ -58,17 +75,19 @@ class FaultLog:
             path: of `faults.jsonl`; what earlier parts of the run wrote stays.
         """
         self._path = path
-        self._new: Counter[FaultKind] = Counter()
-        self._recoveries_s: list[float] = []
+        self._begun: list[Fault] = []  # by this process
+        self._ended: list[Fault] = []
+        self._num_taken = (0, 0)  # of these, by the metrics of steps
+        self._listeners: list[FaultListener] = []
         if path is not None:
             drop_torn_line(path)
 
     def begin(self, kind: FaultKind, who: str, detail: str = "") -> Fault:
         """Note a fault; `end` it when the run is whole again."""
         fault = Fault(kind=kind, who=who, detail=detail, at_s=time.time())
-        self._new[kind] += 1
         logger.warning("fault: %s: %s%s", kind.value, who, f": {detail}" if detail else "")
         self._write(fault)
+        self._count(fault)
         return fault
 
     def end(self, fault: Fault) -> None:
@@ -76,14 +95,34 @@ class FaultLog:
         if fault.recovery_s is not None:
             return
         fault.recovery_s = time.time() - fault.at_s
-        self._recoveries_s.append(fault.recovery_s)
         logger.warning("recovered from %s of %s after %.1f s", fault.kind.value, fault.who, fault.recovery_s)
         self._write(fault)
+        self._ended.append(fault)
+        for listener in self._listeners:
+            listener.fault_ended(fault)
 
     def resume(self, fault: Fault) -> None:
         """A fault that ended the process before this one: it is counted now, and over."""
-        self._new[fault.kind] += 1
+        self._count(fault)
         self.end(fault)
+
+    @contextmanager
+    def told_to(self, listener: FaultListener) -> Iterator[None]:
+        """Tell `listener` of all that this process noticed so far, and of each fault until the block ends."""
+        for fault in self._begun:
+            listener.fault_begun(fault)
+        for fault in self._ended:
+            listener.fault_ended(fault)
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    def left_open(self, kind: FaultKind) -> list[Fault]:
+        """The faults of a kind on record that have not ended, those of earlier processes too."""
+        found = read_faults(self._path.parent) if self._path is not None else []
+        return [fault for fault in found if fault.kind == kind and fault.recovery_s is None]
 
     @contextmanager
     def during(self, kind: FaultKind, who: str, detail: str = "") -> Iterator[Fault]:
@@ -93,11 +132,17 @@ class FaultLog:
         self.end(fault)
 
     def take_metrics(self) -> dict[str, float]:
-        """Faults by kind and the longest recovery since this was asked last; what did not happen is left out."""
-        counts, self._new = self._new, Counter()
-        recoveries_s, self._recoveries_s = self._recoveries_s, []
-        metrics = {f"faults/{kind}": float(count) for kind, count in counts.items()}
-        return metrics | ({"faults/recovery_s": max(recoveries_s)} if recoveries_s else {})
+        """Faults by kind, and the sum of recoveries, since this was asked last; what did not happen is left out."""
+        num_begun, num_ended = self._num_taken
+        begun, ended = self._begun[num_begun:], self._ended[num_ended:]
+        self._num_taken = num_begun + len(begun), num_ended + len(ended)
+        metrics = {f"faults/{kind}": float(count) for kind, count in Counter(fault.kind for fault in begun).items()}
+        return metrics | ({"faults/recovery_s": sum(fault.recovery_s or 0.0 for fault in ended)} if ended else {})
+
+    def _count(self, fault: Fault) -> None:
+        self._begun.append(fault)
+        for listener in self._listeners:
+            listener.fault_begun(fault)
 
     def _write(self, fault: Fault) -> None:
         if self._path is None:

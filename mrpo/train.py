@@ -145,6 +145,7 @@ class TrainingRun:
         log_dir.mkdir(exist_ok=True)
         faults = FaultLog(run.path / FAULTS_FILE)
         checkpoint = rewind_to_checkpoint(run, self.config, self.console, faults)
+        step = checkpoint.step if checkpoint else 0
         async with (
             running_parts(
                 self.config,
@@ -158,11 +159,10 @@ class TrainingRun:
                 on_judge_event=partial(run.event, level=logging.WARNING),
                 faults=faults,
             ) as parts,
-            running_telemetry(self.config, run.path, partial(_queues, parts)) as telemetry,
+            running_telemetry(self.config, run.path, partial(_queues, parts), faults=faults, step=step) as telemetry,
         ):
             if checkpoint is not None:
                 await parts.learner.load(str(checkpoint.path))
-            step = checkpoint.step if checkpoint else 0
             controller = self.controller(run, tracker, parts, faults, telemetry, step=step)
             self.signals.training = True
             await controller.run()
@@ -193,6 +193,7 @@ class TrainingRun:
             span=telemetry.span,
             queue_metrics=telemetry.queue_metrics,
             observe=telemetry.watcher.observe,
+            progress=telemetry.watcher.progress,
         )
 
 

@@ -170,11 +170,12 @@ class _Run:
             )
             tracker.step(found.step, {"heldout/loss": found.loss})
 
+        step = checkpoint.step if checkpoint else 0
         async with (
             running_learner(
                 self.config, folder, self.console, log_dir=run.path / "logs", after_ray=self.signals.catch
             ) as learner,
-            running_telemetry(self.config, run.path, list) as telemetry,
+            running_telemetry(self.config, run.path, list, faults=faults, step=step) as telemetry,
         ):
             if checkpoint is not None:
                 await learner.load(str(checkpoint.path))
@@ -189,7 +190,8 @@ class _Run:
                 on_held_out=on_held_out,
                 stop=self.signals.stop,
                 faults=faults,
-                step=checkpoint.step if checkpoint else 0,
+                progress=telemetry.watcher.progress,
+                step=step,
             )
             self.signals.training = True
             await trainer.run()

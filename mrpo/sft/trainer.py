@@ -69,6 +69,7 @@ class SupervisedTrainer:
     stop: asyncio.Event
     step: int = 0  # optimizer steps done
     faults: FaultLog = field(default_factory=lambda: FaultLog(None))
+    progress: Callable[[int], object] = int  # told from which step the run goes on
     checkpoints: Checkpoints = field(init=False)
     recovery: Recovery = field(init=False)
 
@@ -121,6 +122,7 @@ class SupervisedTrainer:
 
     async def _go_on(self) -> None:
         every = self.config.checkpoint.every_steps
+        self.progress(self.step)
         await self._measure()
         while self.step < self.order.num_steps:
             self._refuse_when_stopped()

@@ -3,7 +3,8 @@
 Ray's endpoint shows a gauge once, in the scrape after it was set. So all gauges are set again every few seconds
 (`refresh`), and one that a step no longer has goes away by itself. Counters count what this process did: a step that is
 done again after a rewind is counted again, because its tokens, requests and costs were really spent twice; how far the
-run has come is a gauge (`run/step`), which goes back.
+run has come is a gauge (`run/step`), which goes back. Faults are counted when they happen: the step in hand may never
+end.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mrpo.faults import FaultKind
+from mrpo.faults import Fault, FaultKind
 from mrpo.telemetry.rows import TABLE
 from mrpo.telemetry.table import Kind, Reading, Row
 from mrpo.types import FailureReason
@@ -25,15 +26,16 @@ KNOWN = {"reason": tuple(FailureReason), "kind": tuple(FaultKind)}
 
 
 class RayExporter:
-    """Hands metrics to Ray, which must be running. Use it from one thread."""
+    """Hands metrics to Ray, which must be running. Use it from one thread; faults may come from any."""
 
-    def __init__(self, *, experiment: str, run: str, num_steps: int) -> None:
+    def __init__(self, *, experiment: str, run: str, num_steps: int, step: int) -> None:
         """Show what is known before the first step.
 
         Args:
             experiment: label of every metric.
             run: label of every metric: the name of the run's folder.
             num_steps: of the whole run.
+            step: steps done, more than 0 where a run is resumed.
         """
         self._own = {"experiment": experiment, "run": run}
         self._metrics = {row.name: _make(row, tuple(self._own)) for row in TABLE.rows}
@@ -43,16 +45,29 @@ class RayExporter:
             if row.kind == Kind.COUNTER:
                 self._begin_at_zero(row)
         self._num_steps = num_steps
-        self._show_progress(0)
+        self.progress(step)
+
+    def progress(self, step: int) -> None:
+        """Show how many steps are done; fewer than before where the run was rewound."""
+        self.show("run", [Reading("run/planned", float(self._num_steps)), Reading("run/step", float(step))])
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the numbers of a training step; what it does not have is shown no more."""
-        self._show_progress(step)
+        self.progress(step)
         self.show("step", self._take(metrics))
 
     def evaluation(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Show the numbers of an evaluation until the next one."""
         self.show("evaluation", self._take(metrics))
+
+    def fault_begun(self, fault: Fault) -> None:
+        """Count it now."""
+        self._metrics["faults/{kind}"].inc(1.0, tags={**self._own, "kind": fault.kind.value})
+
+    def fault_ended(self, fault: Fault) -> None:
+        """Add the time it took now."""
+        if fault.recovery_s is not None and fault.recovery_s > 0:  # a clock that was set back may say otherwise
+            self._metrics["faults/recovery_s"].inc(fault.recovery_s, tags=self._own)
 
     def observe(self, events: Mapping[str, Sequence[float]]) -> None:
         """Add single events to histograms, by the name of the metric."""
@@ -74,9 +89,6 @@ class RayExporter:
         for reading in readings:
             self._metrics[reading.name].set(reading.value, tags={**self._own, **dict(reading.labels)})
 
-    def _show_progress(self, step: int) -> None:
-        self.show("run", [Reading("run/planned", float(self._num_steps)), Reading("run/step", float(step))])
-
     def _take(self, metrics: Mapping[str, float]) -> list[Reading]:
         """Count what adds up; return the gauges. What the table does not have is named once and left out."""
         gauges: list[Reading] = []
@@ -90,7 +102,7 @@ class RayExporter:
             row, labels = found
             if row.kind == Kind.GAUGE:
                 gauges.append(Reading(row.name, value, tuple(labels.items())))
-            elif value > 0 and math.isfinite(value):
+            elif not row.at_once and value > 0 and math.isfinite(value):
                 self._metrics[row.name].inc(value, tags={**self._own, **labels})
         return gauges
 

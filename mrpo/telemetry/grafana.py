@@ -96,7 +96,7 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
     ),
     Stage.FAULTS: (
         Panel("Faults by kind, by the minute", ("faults/{kind}",), stacked=True),
-        Panel("Recovery, seconds a minute", ("faults/recovery_s",)),
+        Panel("Recoveries that ended, seconds a minute", ("faults/recovery_s",)),
     ),
     Stage.CHECKPOINT: (
         Panel("Seconds: training waited, and writing beside it", ("checkpoint/blocked_s", "checkpoint/write_s")),

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mrpo.atomic import write_text
 from mrpo.config import Config
+from mrpo.faults import FaultLog
 from mrpo.telemetry.exporter import RayExporter
 from mrpo.telemetry.provision import put_beside_rays
 from mrpo.telemetry.queues import QueueWatch
 from mrpo.telemetry.stages import Stages, timeline_mark
 from mrpo.telemetry.table import Reading
+from mrpo.telemetry.timeline import TRIES, TRIES_EARLY, keep_timeline
 
 logger = logging.getLogger(__name__)
-
-TIMELINE = "logs/timeline.json"  # in the run folder
-FLUSH_S, FLUSH_TRIES = 0.5, 20  # Ray's processes hand in their spans every second, a busy machine's later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +31,34 @@ class Telemetry:
 
 @asynccontextmanager
 async def running_telemetry(
-    config: Config, run: Path, look: Callable[[], Sequence[Reading]]
+    config: Config, run: Path, look: Callable[[], Sequence[Reading]], *, faults: FaultLog, step: int
 ) -> AsyncIterator[Telemetry]:
     """Show a run on Ray's metrics endpoint and timeline until the context is left.
 
-    The timeline of a Ray that ends with the run is kept in its folder, where the run came to its end.
+    The timeline of a Ray that ends with the run is kept in its folder, however the run ends.
 
     Args:
         config: of the run.
         run: its folder, whose name is a label.
         look: the lengths of its queues now.
+        faults: of the run, counted as they happen.
+        step: steps done, from which it goes on.
     """
+    import ray
+
     _show_dashboard()
-    exporter = RayExporter(experiment=config.experiment, run=run.name, num_steps=config.num_steps)
+    exporter = RayExporter(experiment=config.experiment, run=run.name, num_steps=config.num_steps, step=step)
     stages = Stages(exporter, timeline_mark)
     queues = QueueWatch(look, exporter, refresh=exporter.refresh)
-    async with queues.running():
-        yield Telemetry(watcher=exporter, span=stages.span, queue_metrics=queues.take_metrics)
-    if config.cluster.address is None and stages.num_ended:
-        await _keep_timeline(run / TIMELINE, stages.num_ended)
+    tries = TRIES_EARLY
+    try:
+        with faults.told_to(exporter):
+            async with queues.running():
+                yield Telemetry(watcher=exporter, span=stages.span, queue_metrics=queues.take_metrics)
+        tries = TRIES
+    finally:
+        if config.cluster.address is None and stages.num_ended and ray.is_initialized():
+            await keep_timeline(run, stages.num_ended, ray.timeline, tries=tries)
 
 
 def _show_dashboard() -> None:
@@ -65,23 +69,3 @@ def _show_dashboard() -> None:
         put_beside_rays(Path(global_worker.node.get_session_dir_path()))
     except OSError as error:  # another user's Ray, say: the run does not depend on it
         logger.warning("Grafana does not get the dashboard of this run from Ray's folder: %s", error)
-
-
-async def _keep_timeline(path: Path, num_spans: int) -> None:
-    """Write what `ray timeline` writes, for ui.perfetto.dev or chrome://tracing, once it has all spans of this process.
-
-    Args:
-        path: in a folder that is there.
-        num_spans: that ended.
-    """
-    import ray
-
-    events: list[dict[str, Any]] = []
-    for _ in range(FLUSH_TRIES):
-        await asyncio.sleep(FLUSH_S)
-        events = ray.timeline()
-        if sum(event.get("cat") == event["name"] for event in events) >= num_spans:
-            break
-    else:
-        logger.warning("%s has not all stages: Ray was slow to hand them in", path)
-    write_text(path, json.dumps(events))

@@ -121,8 +121,8 @@ SYNC = (
     Row("sync/buckets", Unit.BUCKETS, C, Stage.SYNC, "sent to each engine"),
 )
 FAULTS = (
-    Row("faults/{kind}", Unit.FAULTS, C, Stage.FAULTS, "noticed, by kind"),
-    Row("faults/recovery_s", Unit.SECONDS, C, Stage.FAULTS, "longest recovery that ended in the step"),
+    Row("faults/{kind}", Unit.FAULTS, C, Stage.FAULTS, "noticed, by kind", at_once=True),
+    Row("faults/recovery_s", Unit.SECONDS, C, Stage.FAULTS, "of recoveries that ended, added up", at_once=True),
 )
 CHECKPOINT = (
     Row("checkpoint/blocked_s", Unit.SECONDS, G, Stage.CHECKPOINT, "for which training waited for the newest one"),

@@ -82,6 +82,7 @@ class Row:
     live: bool = False  # in Prometheus alone: it is exported while a step is under way
     labels: tuple[str, ...] = ()  # besides experiment and run
     buckets: tuple[float, ...] = ()  # of a histogram: upper bounds
+    at_once: bool = False  # a counter that Prometheus has from each event itself, not when its step ends
 
     @property
     def is_family(self) -> bool:

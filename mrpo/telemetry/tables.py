@@ -33,6 +33,6 @@ def put_into(document: str) -> str:
 
 def _line(row: Row) -> str:
     labels = "{" + ", ".join(row.label_names) + "}" if row.label_names else ""
-    where = " (live)" if row.live or row.kind == Kind.HISTOGRAM else ""
+    where = " (at once)" if row.at_once else " (live)" if row.live or row.kind == Kind.HISTOGRAM else ""
     unit = "–" if row.unit == Unit.NONE else row.unit.value.replace("_", " ")
     return f"| `{row.name}`{where} | {unit} | {row.kind} | `{row.exported}{labels}` | {row.description} |"

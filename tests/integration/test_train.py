@@ -22,7 +22,7 @@ from mrpo.judge_prices import cost_of
 from mrpo.judge_spending import SPENDING_FILE, read_spending, sum_of
 from mrpo.rows import read_rows
 from mrpo.run_reading import RunStatus, list_checkpoints, read_metrics, read_state
-from mrpo.telemetry.live import TIMELINE
+from mrpo.telemetry.timeline import TIMELINE
 from tests.integration.metrics_agreement import (
     assert_every_panel_asks_for_what_was_exported,
     assert_prometheus_agrees,

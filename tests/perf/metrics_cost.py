@@ -54,7 +54,7 @@ def measure(folder: Path) -> bool:
     traces = [trace for number in range(NUM_COMPLETIONS) for trace in training_traces(number + 1, 100, ["/scan.png"])]
     traces = traces[:NUM_COMPLETIONS]
     numbers = step_numbers(traces)
-    exporter = RayExporter(experiment="bench", run="bench", num_steps=REPEATS)
+    exporter = RayExporter(experiment="bench", run="bench", num_steps=REPEATS, step=0)
     stages = Stages(exporter, timeline_mark)
     depths = [EngineDepth(name=f"engine-{number}", state="up", running=8, waiting=8) for number in range(8)]
     watch = QueueWatch(

@@ -7,7 +7,22 @@ from pathlib import Path
 import pytest
 
 from mrpo.errors import DataError
-from mrpo.faults import FAULTS_FILE, FaultKind, FaultLog, read_faults
+from mrpo.faults import FAULTS_FILE, Fault, FaultKind, FaultLog, read_faults
+
+
+class Diary:
+    """Hears of faults."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[str] = []
+
+    def fault_begun(self, fault: Fault) -> None:
+        self.begun.append(fault.who)
+
+    def fault_ended(self, fault: Fault) -> None:
+        assert fault.recovery_s is not None
+        self.ended.append(fault.who)
 
 
 def test_a_fault_is_counted_once_and_its_recovery_timed(tmp_path: Path) -> None:
@@ -22,6 +37,34 @@ def test_a_fault_is_counted_once_and_its_recovery_timed(tmp_path: Path) -> None:
     assert log.take_metrics() == {}
     [read] = read_faults(tmp_path)
     assert read == fault and read.kind is FaultKind.ENGINE_LOST
+
+
+def test_recoveries_of_a_step_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now_s = FaultLog(None), [100.0]
+    monkeypatch.setattr("mrpo.faults.time.time", lambda: now_s[0])
+    faults = [log.begin(FaultKind.ENGINE_LOST, f"engine-{number}") for number in range(2)]
+    for fault, seconds in zip(faults, (7.0, 5.0), strict=True):
+        now_s[0] = 100.0 + seconds
+        log.end(fault)
+    assert log.take_metrics() == {"faults/engine_lost": 2.0, "faults/recovery_s": 12.0}
+
+
+def test_a_listener_hears_of_all_that_its_process_noticed_until_its_block_ends(tmp_path: Path) -> None:
+    FaultLog(tmp_path / FAULTS_FILE).begin(FaultKind.NODE_LOST, "of an earlier process")
+    log, diary = FaultLog(tmp_path / FAULTS_FILE), Diary()
+    early = log.begin(FaultKind.ENGINE_LOST, "engine-0")  # while the engines started
+    open_ = log.begin(FaultKind.ENGINE_LOST, "engine-1")
+    log.end(early)
+    assert log.take_metrics()["faults/engine_lost"] == 2.0  # what steps have does not matter to listeners
+    with log.told_to(diary):
+        assert (diary.begun, diary.ended) == (["engine-0", "engine-1"], ["engine-0"])
+        log.end(open_)
+        log.end(open_)
+        log.resume(Fault(kind=FaultKind.PREEMPTED, who="driver", detail="", at_s=0.0))
+        log.begin(FaultKind.NONFINITE_STEP, "step 3")
+    log.begin(FaultKind.ENGINE_LOST, "engine-2")
+    assert diary.begun == ["engine-0", "engine-1", "driver", "step 3"]
+    assert diary.ended == ["engine-0", "engine-1", "driver"]
 
 
 def test_a_block_that_fails_leaves_its_fault_open(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_where_the_run_goes_on_is_told_and_faults_without_a_line_of_their_own_ar
 
     def on_call(name: str) -> None:
         lose(name)
-        if name == "write" and world.controller.step == 6:
+        if name == "save" and world.controller.step == 6:
             log.begin(FaultKind.ENGINE_LOST, "engine-0")
 
     world.learner.on_call = on_call

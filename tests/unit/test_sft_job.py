@@ -383,7 +383,10 @@ def test_a_lost_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         with trainer(tmp_path / name) as found:
             assert isinstance(found, SupervisedTrainer) and isinstance(found.learner, FakeLearner)
             found.learner.lost_at = lost_at
+            told: list[int] = []
+            found.progress = told.append
             asyncio.run(found.run())
+            assert (told[0], len(told)) == (0, 1 + len(lost_at)), "at the start and after each rewind"
             rows = [(row["step"], row["sft/loss"], row["policy/lr"]) for row in read_metrics(found.recorder.path).rows]
             records.append((rows, [(item.step, item.epoch) for item in read_heldout(found.recorder.path)]))
             assert found.learner.num_done == 6

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mrpo.faults import FaultKind
+from mrpo.faults import FaultKind, FaultLog
 from mrpo.telemetry import exporter
 from mrpo.telemetry.exporter import RayExporter
 from mrpo.telemetry.rows import TABLE
@@ -58,8 +58,8 @@ def diaries(monkeypatch: pytest.MonkeyPatch) -> dict[str, Diary]:
     return made
 
 
-def make_exporter() -> RayExporter:
-    return RayExporter(experiment=OWN["experiment"], run=OWN["run"], num_steps=10)
+def make_exporter(step: int = 0) -> RayExporter:
+    return RayExporter(experiment=OWN["experiment"], run=OWN["run"], num_steps=10, step=step)
 
 
 def key(**labels: str) -> tuple[tuple[str, str], ...]:
@@ -107,6 +107,39 @@ def test_a_step_done_again_counts_what_it_took_and_goes_back_in_progress(diaries
         watcher.step(step, {"rollout/tokens": 100.0})
     assert diaries["rollout/tokens"].counts == {key(): 400.0}
     assert [value for value, _ in diaries["run/step"].set_to] == [0.0, 1.0, 2.0, 3.0, 2.0]
+
+
+def test_progress_is_shown_from_where_a_run_goes_on(diaries: dict[str, Diary]) -> None:
+    watcher = make_exporter(step=4)
+    watcher.step(5, {})
+    watcher.progress(2)  # rewound
+    watcher.refresh()
+    assert [value for value, _ in diaries["run/step"].set_to] == [4.0, 5.0, 2.0, 2.0]
+
+
+def test_a_fault_is_counted_when_it_happens_and_by_no_step(diaries: dict[str, Diary]) -> None:
+    watcher, log = make_exporter(), FaultLog(None)
+    kinds, recoveries = diaries["faults/{kind}"].counts, diaries["faults/recovery_s"].counts
+    lost = key(kind="engine_lost")
+    early = log.begin(FaultKind.ENGINE_LOST, "engine-0")
+    with log.told_to(watcher):
+        assert kinds[lost] == 1.0
+        log.end(early)
+        assert early.recovery_s is not None
+        assert recoveries == {key(): early.recovery_s}
+        log.begin(FaultKind.NONFINITE_STEP, "step 2")
+        watcher.step(2, log.take_metrics())
+    assert (kinds[lost], kinds[key(kind="nonfinite_step")], sum(kinds.values())) == (1.0, 1.0, 2.0)
+    assert recoveries == {key(): early.recovery_s}
+
+
+def test_a_clock_that_was_set_back_takes_nothing_off(diaries: dict[str, Diary]) -> None:
+    log = FaultLog(None)
+    fault = log.begin(FaultKind.ENGINE_LOST, "engine-0")
+    fault.at_s += 3600.0
+    with log.told_to(make_exporter()):
+        log.end(fault)
+    assert diaries["faults/recovery_s"].counts == {key(): 0.0}
 
 
 def test_what_cannot_be_counted_is_left_out(diaries: dict[str, Diary]) -> None:
