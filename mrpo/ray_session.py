@@ -71,9 +71,8 @@ def init_ray(config: Config, *, learner: bool, engines: bool) -> None:
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterError(
-            f"no Ray cluster can be joined at cluster.address={config.cluster.address} ({_first_line(error)}); `ray "
-            "status` there tells whether one is up (`ray start --head` starts one); leave the setting out to run on this "
-            "machine alone"
+            f"no Ray cluster can be joined at cluster.address={config.cluster.address} ({_first_line(error)}); does "
+            "`ray status` there show one (`ray start --head` starts it)? Without the setting this machine is used alone"
         ) from error
     check_cluster(config)
     check_gpus(config, int(ray.cluster_resources().get("GPU", 0)), learner=learner, engines=engines)
