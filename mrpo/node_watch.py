@@ -17,11 +17,12 @@ class NodeWatch:
         """Nothing seen yet.
 
         Args:
-            faults: told of nodes that are lost.
+            faults: told of nodes that are lost; those lost to earlier processes of the run are lost until they are
+                seen, or others join.
         """
         self._faults = faults
         self._seen: dict[str, str] | None = None
-        self._open: list[Fault] = []
+        self._open: list[Fault] = faults.left_open(FaultKind.NODE_LOST)
         self.num_lost = 0
         self.num_joined = 0
 
@@ -29,6 +30,9 @@ class NodeWatch:
         """Take note of the nodes that are alive now: Ray's id → address. The first look is what others compare with."""
         seen, self._seen = self._seen, dict(alive)
         if seen is None:
+            for fault in [item for item in self._open if item.who.rpartition(" (")[0] in alive.values()]:
+                self._open.remove(fault)
+                self._faults.end(fault)
             return
         for node_id, address in seen.items():
             if node_id not in alive:

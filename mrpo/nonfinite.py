@@ -19,14 +19,20 @@ class TraceRecorder(Protocol):
 
     def write_nonfinite(self, step: int, traces: Sequence[ScoredTrace]) -> Path: ...
 
+    def is_skipped(self, step: int) -> bool: ...
+
+    def mark_skipped(self, step: int) -> None: ...
+
 
 @dataclass(kw_only=True)
 class SkippedSteps:
-    """Of one run. The learner leaves weights and moments of such a step untouched."""
+    """Of one run. The learner leaves weights and moments of such a step untouched.
+
+    Which steps were skipped is on record, and rewound with it: it is the same for a run that was killed and resumed.
+    """
 
     recorder: TraceRecorder
     faults: FaultLog
-    _step: int | None = None  # the one skipped last
     _open: list[Fault] = field(default_factory=list)
 
     def skip(self, error: NonFiniteError, step: int, traces: Sequence[ScoredTrace]) -> None:
@@ -42,13 +48,13 @@ class SkippedSteps:
         """
         path = self.recorder.write_nonfinite(step, traces)
         self._open.append(self.faults.begin(FaultKind.NONFINITE_STEP, f"step {step}", f"{error}; completions: {path}"))
-        if self._step == step - 1:
+        if self.recorder.is_skipped(step - 1):
             raise NonFiniteError(
                 f"two steps in a row are not finite, the weights are those of step {step - 2}: {error}; the "
                 f"completions are in {path.with_name(f'step_{step - 1:05d}.parquet')} and {path}. Lower learner.lr or "
                 "learner.max_grad_norm, then go on with resume=<this run>"
             )
-        self._step = step
+        self.recorder.mark_skipped(step)
 
     def applied(self) -> None:
         """A step was applied."""

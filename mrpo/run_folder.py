@@ -215,6 +215,15 @@ class RunFolder:
         self._write_state()
         self.event(f"step_{best.step} is the best so far: {best.metric} {best.value:.4g}")
 
+    def is_skipped(self, step: int) -> bool:
+        """Whether this step of the record changed no weight, because the learner refused its update."""
+        return step in self.state.skipped_steps
+
+    def mark_skipped(self, step: int) -> None:
+        """Note that the learner refused the update of this step."""
+        self.state = replace(self.state, skipped_steps=(*self.state.skipped_steps, step))
+        self._write_state()
+
     @contextmanager
     def checkpoint(self, step: int, *, keep_last: int | None = None) -> Iterator[Path]:
         """Yield an empty folder to fill; it becomes `checkpoints/step_N` when the block ends without an error.
@@ -278,7 +287,8 @@ class RunFolder:
             (self.path / "eval" / f"after.{suffix}").unlink(missing_ok=True)
         checkpoints = {checkpoint.step for checkpoint in list_checkpoints(self.path)}
         best = self.best if self.best is not None and self.best.step in checkpoints else None
-        self.state = replace(self.state, step=_last_step(kept), best=best)
+        skipped = tuple(number for number in self.state.skipped_steps if number <= step)
+        self.state = replace(self.state, step=_last_step(kept), best=best, skipped_steps=skipped)
         self._write_state()
         self.event(f"rewound to step {step}: {len(rows) - len(kept)} later steps dropped")
 

@@ -52,6 +52,7 @@ class RunState:
     step: int  # last step whose metrics were written; 0: none
     format: int  # see `FORMAT`; a file that says none is of format 1
     best: BestStep | None = None  # None: not evaluated during training
+    skipped_steps: tuple[int, ...] = ()  # on record without an update, which was not finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,8 @@ def read_state(folder: Path) -> RunState:
         best = tree.pop("best", None)
         if best is not None:
             best = BestStep(**{**best, "metric": BestMetric(best["metric"])})
-        typed = {"format": int(tree["format"]), "status": RunStatus(tree["status"]), "best": best}
+        typed: dict[str, Any] = {"format": int(tree["format"]), "status": RunStatus(tree["status"]), "best": best}
+        typed["skipped_steps"] = tuple(int(step) for step in tree.get("skipped_steps", ()))
         return RunState(**{**tree, **typed})
     except OSError as error:
         raise DataError(

@@ -46,7 +46,7 @@ def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console, fault
         run: its folder.
         config: of the run.
         console: told where the run goes on, and of a checkpoint that is passed over.
-        faults: of the run; a preemption that ended its last process is over.
+        faults: of the run; what its earlier processes left open is over: every part of it is new.
 
     Returns:
         None: the run begins, anew where it was killed before its first checkpoint.
@@ -62,14 +62,17 @@ def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console, fault
         console.note(f"{bad.path.name} is passed over: {reason}")
 
     damages: list[Fault] = []
+    left_open = [fault for fault in read_faults(run.path) if fault.recovery_s is None]
     checkpoint = run.latest_good_checkpoint(passed_over)
     step = checkpoint.step if checkpoint else 0
     run.rewind(step)
     for damage in damages:
         faults.end(damage)
-    for fault in read_faults(run.path):
-        if fault.kind == FaultKind.PREEMPTED and fault.recovery_s is None:
+    for fault in left_open:
+        if fault.kind == FaultKind.PREEMPTED:
             faults.resume(fault)
+        elif fault.kind != FaultKind.NODE_LOST:  # a node may be missing still: `NodeWatch` looks
+            faults.end(fault)
     console.note(f"resuming at step {step}")
     return checkpoint
 

@@ -330,6 +330,7 @@ class FakeRecorder:
     rollouts: dict[int, list[ScoredTrace]] = field(default_factory=dict)
     evaluations: dict[str, list[EvalRecord]] = field(default_factory=dict)
     nonfinite: dict[int, list[ScoredTrace]] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
     keep_last: set[int | None] = field(default_factory=set)
     best: BestStep | None = None
@@ -344,6 +345,12 @@ class FakeRecorder:
     def write_nonfinite(self, step: int, traces: Sequence[ScoredTrace]) -> Path:
         self.nonfinite[step] = list(traces)
         return self.folder / "nonfinite" / f"step_{step:05d}.parquet"
+
+    def is_skipped(self, step: int) -> bool:
+        return step in self.skipped
+
+    def mark_skipped(self, step: int) -> None:
+        self.skipped.append(step)
 
     def write_evaluation(self, name: str, records: Sequence[EvalRecord]) -> Path:
         self.diary.append(f"evaluated {name}")

@@ -23,6 +23,17 @@ def test_a_node_that_leaves_is_a_fault_until_one_joins(tmp_path: Path) -> None:
     assert (watch.num_lost, watch.num_joined) == (1, 1)
 
 
+def test_a_node_lost_to_the_process_before_is_back_when_it_is_seen_or_another_joins(tmp_path: Path) -> None:
+    for address in ("10.0.0.2", "10.0.0.3"):
+        FaultLog(tmp_path / FAULTS_FILE).begin(FaultKind.NODE_LOST, f"{address} (bbbbbbbb)")
+    watch = NodeWatch(FaultLog(tmp_path / FAULTS_FILE))
+    watch.look({"a" * 40: "10.0.0.1", "c" * 40: "10.0.0.2"})
+    assert [fault.recovery_s is not None for fault in read_faults(tmp_path)] == [True, False]
+    watch.look({"a" * 40: "10.0.0.1", "c" * 40: "10.0.0.2", "d" * 40: "10.0.0.4"})
+    assert [fault.recovery_s is not None for fault in read_faults(tmp_path)] == [True, True]
+    assert (watch.num_lost, watch.num_joined) == (0, 1)
+
+
 def test_a_node_that_joins_where_none_was_lost_is_no_fault(tmp_path: Path) -> None:
     watch = NodeWatch(FaultLog(tmp_path / FAULTS_FILE))
     watch.look({"a" * 40: "10.0.0.1"})
