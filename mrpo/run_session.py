@@ -139,6 +139,9 @@ async def record_run(
         except MRPOError as error:
             _set_status(run, str(error))
             raise
+        except BaseException as error:  # a bug, or Ctrl-C at a bad moment: whatever it is, the run is not running
+            _set_status(run, ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]]))
+            raise
         finally:
             if tracker is not None:
                 tracker.finish(failed=code is None)
