@@ -31,7 +31,7 @@ class LearnerActor:
         self._met: tuple[str, ...] | None = None  # the engines that the sender knows
         self._supervision: Any = None
         self._tracing: Any = None
-        self._snapshot: Any = None  # `learner.snapshot.Contents` of rank 0, between `snapshot` and `write`
+        self._background: Any = None  # `learner.background_write.BackgroundWrite`, from `start` on
 
     def __repr__(self) -> str:
         """The name under which Ray's dashboard and logs show it."""
@@ -63,6 +63,7 @@ class LearnerActor:
         os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray has set it to the actor's CPUs; torch reads it below
         from transformers.utils import logging as transformers_logging
 
+        from learner.background_write import BackgroundWrite
         from learner.distributed import join_group
         from learner.rank import build_rank
 
@@ -75,6 +76,7 @@ class LearnerActor:
             self._rank = build_rank(
                 self._spec, rank=self._rank_number, world_size=world_size, device=device, num_threads=num_threads
             )
+        self._background = BackgroundWrite()
 
     def _meet(self, receivers: Receivers) -> None:
         """Make a sender for a set of engines; the former's group, where it had one, held others."""
@@ -163,19 +165,20 @@ class LearnerActor:
         with self._leaving_gpu_memory():
             save(self._rank, Path(folder))
 
-    def snapshot(self) -> None:
-        """See `learner.checkpoint.snapshot`; rank 0 keeps it until `write`."""
-        from learner.checkpoint import snapshot
+    def checkpoint_bytes(self) -> int:
+        """See `learner.disk.checkpoint_bytes`."""
+        from learner.disk import checkpoint_bytes
 
+        return checkpoint_bytes(self._rank)
+
+    def snapshot(self, wait_s: float) -> None:
+        """See `learner.background_write.BackgroundWrite.take`."""
         with self._leaving_gpu_memory():
-            self._snapshot = snapshot(self._rank)
+            self._background.take(self._rank, wait_s=wait_s)
 
     def write(self, folder: str) -> None:
-        """See `learner.checkpoint.write`; of rank 0, in a thread of its own beside whatever else the rank does."""
-        from learner.checkpoint import write
-
-        contents, self._snapshot = self._snapshot, None
-        write(contents, Path(folder))
+        """See `learner.background_write.BackgroundWrite.write`; of rank 0 alone."""
+        self._background.write(Path(folder))
 
     def load(self, folder: str) -> None:
         """See `learner.checkpoint.load`."""

@@ -36,10 +36,10 @@ from learner.rank import Rank
 from learner.reference import Reference
 from learner.rng import set_rng_states
 from learner.snapshot import FORMAT_VERSION, Contents, host_copy, live_contents, lora_settings
-from learner.tensor_files import check_hashes, read_tensors, write_tensors
+from learner.tensor_files import read_tensors, write_tensors
 from mrpo.atomic import fsync
 from mrpo.errors import DataError
-from mrpo.manifest import file_hash, write_manifest
+from mrpo.manifest import check_sizes, file_hash, write_manifest
 
 STATE_FOLDER = "learner"
 HF_FOLDER = "hf"
@@ -116,13 +116,15 @@ def _write_state(contents: Contents, folder: Path) -> dict[str, str]:
 def load(rank: Rank, folder: Path) -> None:
     """Restore what `save` wrote; the number of ranks and the ZeRO stage may differ from those that saved.
 
+    Whoever chose the folder has compared it with its checksums (`mrpo.manifest.check_manifest`); every rank doing it
+    again would read it once more each.
+
     Raises:
-        DataError: no checkpoint there, a damaged file, or one of another model or of other adapters.
+        DataError: no checkpoint there, a cut file, or one of another model or of other adapters.
     """
     state_folder = folder / STATE_FOLDER
     state = _read_state(state_folder / STATE_FILE)
-    for hashes in state["files"].values():
-        check_hashes(state_folder, hashes)
+    check_sizes(folder, part=STATE_FOLDER)
     _check_lora(rank, state, folder)
     _check_frozen(rank, state, folder)
     parameters = dict(rank.model.named_parameters())

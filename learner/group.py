@@ -12,6 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from learner.deadlines import load_deadline, snapshot_deadline, write_deadline
 from learner.distributed import environment
 from learner.ranks import Deadline, Ranks
 from learner.receivers import Receivers
@@ -23,6 +24,7 @@ from mrpo.types import LearnStats, ScoreSample, SftSample, TrainSample
 
 log = logging.getLogger(__name__)
 
+OLD_WRITE_S = 60.0  # at most, for which a snapshot waits until a write that was given up has ended
 CLOSE_TIMEOUT_S = 4.0  # a rank in the middle of a long call is killed: Ctrl-C ends a run within 15 s
 
 
@@ -43,6 +45,8 @@ class DeepSpeedLearner:
         self._placement: PlacementGroup | None = None
         self._ranks = Ranks(log_dir)
         self._is_restart = False
+        self._num_nodes = 1
+        self._checkpoint_bytes = 0
         self._transfer = WeightTransfer.SHM
         self._ranks_per_engine = 1
         self.publish_timeout_s = spec.learner.publish_timeout_s
@@ -67,6 +71,8 @@ class DeepSpeedLearner:
                 nodes = await self._ranks.locate()
                 address, port = (await self._all("rendezvous"))[0]
                 await self._all("start", address, port, nodes)
+                self._num_nodes = len(set(nodes))
+                self._checkpoint_bytes = (await self._all("checkpoint_bytes"))[0]
         except TimeoutError:
             where = await self._ranks.whereabouts("start")
             await self.close()
@@ -180,32 +186,39 @@ class DeepSpeedLearner:
 
     async def save(self, folder: str) -> None:
         """Write everything needed to resume, and `hf/`, into an existing folder on rank 0's host."""
-        await self._all("save", folder, deadline=self._save_deadline)
+        await self._all("save", folder, deadline=write_deadline(self._spec.watchdog, self._checkpoint_bytes))
 
     async def snapshot(self) -> None:
-        """Copy what `save` would write to the main memory of rank 0's host."""
-        await self._all("snapshot", deadline=self._save_deadline)
+        """Copy what `save` would write to the main memory of rank 0's host.
+
+        Raises:
+            ResourceError: a write that was given up has still not ended, and holds its copy there.
+        """
+        deadline = snapshot_deadline(self._spec.watchdog, self._checkpoint_bytes)
+        await self._all("snapshot", min(OLD_WRITE_S, deadline.seconds / 2), deadline=deadline)
 
     async def write(self, folder: str) -> None:
         """Write the newest snapshot as `save` does; rank 0 trains on meanwhile.
 
         Raises:
-            ResourceError: the disk is full, cannot be written, or takes longer than `watchdog.save_s`.
+            ResourceError: the disk is full, cannot be written, or slower than `watchdog.min_disk_mib_s`.
             LearnerLostError: rank 0 died.
         """
-        await self._ranks.call_writer("write", folder, deadline=self._save_deadline)
+        deadline = write_deadline(self._spec.watchdog, self._checkpoint_bytes)
+        await self._ranks.call_writer("write", folder, deadline=deadline)
 
     async def load(self, folder: str) -> None:
         """Restore what `save` wrote; every rank reads the folder."""
-        await self._all("load", folder, deadline=self._load_deadline)
+        deadline = load_deadline(self._spec.watchdog, self._checkpoint_bytes, num_nodes=self._num_nodes)
+        await self._all("load", folder, deadline=deadline)
 
     async def start_trace(self, *, stacks: bool) -> None:
         """Every rank records what it computes from now on, for `make profile`; `stacks`: Python's frames too."""
-        await self._all("start_trace", stacks, deadline=self._save_deadline)
+        await self._all("start_trace", stacks, deadline=self._trace_deadline)
 
     async def stop_trace(self) -> list[bytes]:
         """End the recording; a compressed Chrome trace of each rank."""
-        traces: list[bytes] = await self._all("stop_trace", deadline=self._save_deadline)
+        traces: list[bytes] = await self._all("stop_trace", deadline=self._trace_deadline)
         return traces
 
     async def close(self) -> None:
@@ -232,12 +245,8 @@ class DeepSpeedLearner:
         return Deadline("watchdog.score_s", self._spec.watchdog.score_s)
 
     @property
-    def _save_deadline(self) -> Deadline:
+    def _trace_deadline(self) -> Deadline:
         return Deadline("watchdog.save_s", self._spec.watchdog.save_s)
-
-    @property
-    def _load_deadline(self) -> Deadline:
-        return Deadline("watchdog.load_s", self._spec.watchdog.load_s)
 
 
 async def _settled(call: Any) -> None:

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mrpo.atomic import fsync
-from mrpo.errors import DataError
 from mrpo.manifest import file_hash
 
 FILE_BYTES = 4 * 1024**3  # tensors of one file; a larger tensor gets its own
@@ -49,21 +48,3 @@ def read_tensors(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, Tens
         with safe_open(folder / file_name, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 yield name, file.get_tensor(name)
-
-
-def check_hashes(folder: Path, hashes: dict[str, str]) -> None:
-    """Compare files with their recorded sha256.
-
-    Raises:
-        DataError: a file is missing or differs; names it.
-    """
-    for name, expected in hashes.items():
-        path = folder / name
-        if not path.is_file():
-            raise DataError(f"checkpoint file {path} is missing; restore it or resume from an earlier checkpoint")
-        found = file_hash(path)
-        if found != expected:
-            raise DataError(
-                f"checkpoint file {path} is damaged: sha256 {found[:12]}…, expected {expected[:12]}…; "
-                "resume from an earlier checkpoint"
-            )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,11 @@ class CheckpointLearner(Protocol):
         ...
 
     async def snapshot(self) -> None:
-        """Copy what `save` would write to main memory."""
+        """Copy what `save` would write to main memory.
+
+        Raises:
+            ResourceError: the copy before is still there, because its write was given up and has not ended.
+        """
         ...
 
     async def write(self, folder: str) -> None:
@@ -86,7 +90,12 @@ class Checkpoints:
             await self.settle()
         is_new = self.step != step
         if is_new and self.config.asynchronous:
-            await self.learner.snapshot()
+            try:
+                await self.learner.snapshot()
+            except ResourceError as error:
+                self._failed(step, error)
+                self._measured["checkpoint/blocked_s"] = time.perf_counter() - started
+                return
         if best is not None:
             self._candidate = best
         if is_new:
@@ -123,14 +132,19 @@ class Checkpoints:
         self.step, self._candidate, self._error = step, None, None
 
     async def abandon(self) -> None:
-        """Give up the write under way, if there is one; its half leaves nothing behind."""
+        """Give up the write under way, if there is one; its half leaves nothing behind.
+
+        One that is already being put in place is waited for: it counts, and removes old ones before this returns.
+        """
         writing, self._writing = self._writing, None
-        if writing is not None:
-            if not writing.done():
-                writing.cancel()
-                self.step = None
-            with contextlib.suppress(asyncio.CancelledError, MRPOError):
-                await writing
+        if writing is None:
+            return
+        writing.cancel()
+        await asyncio.wait({writing})
+        if writing.cancelled():
+            self.step, self._candidate = None, None
+        elif (error := writing.exception()) is not None and not isinstance(error, MRPOError):
+            raise error
 
     def take_metrics(self) -> dict[str, float]:
         """Seconds for which the last checkpoint held up training, and of the last write, since this was asked last."""
@@ -143,8 +157,7 @@ class Checkpoints:
             async with _left_in_thread(self.recorder.checkpoint(step, keep_last=self.config.keep_last)) as folder:
                 await (self.learner.write if self.config.asynchronous else self.learner.save)(str(folder))
         except ResourceError as error:
-            self.step, self._candidate, self._error = None, None, error
-            self._failures.append(self.faults.begin(FaultKind.CHECKPOINT_FAILED, f"step_{step}", str(error)))
+            self._failed(step, error)
             return
         except BaseException:
             self.step, self._candidate = None, None
@@ -155,6 +168,10 @@ class Checkpoints:
             self.faults.end(self._failures.pop())
         self._mark_best()
 
+    def _failed(self, step: int, error: ResourceError) -> None:
+        self.step, self._candidate, self._error = None, None, error
+        self._failures.append(self.faults.begin(FaultKind.CHECKPOINT_FAILED, f"step_{step}", str(error)))
+
     def _mark_best(self) -> None:
         if self._candidate is not None:
             self.recorder.mark_best(self._candidate)
@@ -163,11 +180,23 @@ class Checkpoints:
 
 @asynccontextmanager
 async def _left_in_thread(context: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Leave `context` in a thread: putting a checkpoint in place and removing an old one may take the disk a while."""
+    """Leave `context` in a thread: putting a checkpoint in place and removing an old one may take the disk a while.
+
+    Once begun, that is waited for: whoever cancels the task finds it done.
+    """
     value = context.__enter__()
     try:
         yield value
     except BaseException as error:
-        await asyncio.to_thread(context.__exit__, type(error), error, error.__traceback__)
+        await _to_the_end(context.__exit__, type(error), error, error.__traceback__)
         raise
-    await asyncio.to_thread(context.__exit__, None, None, None)
+    await _to_the_end(context.__exit__, None, None, None)
+
+
+async def _to_the_end(function: Callable[..., object], *arguments: object) -> None:
+    """Run it in a thread, whatever is cancelled meanwhile."""
+    thread = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    while not thread.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({thread})
+    thread.result()

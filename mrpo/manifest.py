@@ -32,7 +32,7 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
 
 
 def check_manifest(folder: Path, *, part: str = "") -> None:
-    """Compare every file that `folder`'s manifest names with what was written.
+    """Compare every file that `folder`'s manifest names with what was written, byte for byte.
 
     Args:
         folder: of a checkpoint.
@@ -40,6 +40,22 @@ def check_manifest(folder: Path, *, part: str = "") -> None:
 
     Raises:
         DataError: a file or the manifest is missing, cannot be read or differs; names it.
+    """
+    expected = check_sizes(folder, part=part)
+    try:
+        found = _hashes(folder, list(expected))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+    for name, digest in expected.items():
+        if found[name] != digest:
+            raise DataError(f"{folder / name} is damaged: sha256 {found[name][:12]}…, {digest[:12]}… was written")
+
+
+def check_sizes(folder: Path, *, part: str = "") -> dict[str, str]:
+    """As `check_manifest`, but compare how long the files are: for readers of what was compared byte for byte before.
+
+    Returns:
+        sha256 that was written, by path.
     """
     path = folder / MANIFEST
     try:
@@ -58,12 +74,9 @@ def check_manifest(folder: Path, *, part: str = "") -> None:
             size = (folder / name).stat().st_size
             if size != num_bytes:
                 raise DataError(f"{folder / name} is damaged: it has {size:,} bytes, {num_bytes:,} were written")
-        found = _hashes(folder, list(expected))
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
-    for name, (_, digest) in expected.items():
-        if found[name] != digest:
-            raise DataError(f"{folder / name} is damaged: sha256 {found[name][:12]}…, {digest[:12]}… was written")
+    return {name: digest for name, (_, digest) in expected.items()}
 
 
 def file_hash(path: Path) -> str:

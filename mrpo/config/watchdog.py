@@ -17,8 +17,9 @@ class WatchdogConfig:
 
     learn_s: Positive = 1800.0  # one optimizer step
     score_s: Positive = 900.0  # log-probs of a parity check
-    save_s: Positive = 900.0  # a checkpoint, as far as training waits for it
-    load_s: Positive = 1800.0
+    save_s: Positive = 900.0  # a checkpoint's copy to main memory; its write; each and the time for its bytes
+    load_s: Positive = 1800.0  # loading one, and the time for its bytes on every node
+    min_disk_mib_s: Positive = 20.0  # what the slowest disk moves in a second that is not taken for one that hangs
     judge_s: Positive = 900.0  # one answer of a judge actor, retries included, outages of its endpoint not
     node_poll_s: Positive = 5.0  # between two looks at the cluster's nodes
     max_restarts: NonNegativeInt = 3  # of a lost or stuck learner, in a row without a new step between them

@@ -8,6 +8,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import json
 import resource
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +17,15 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from learner import hf_folder
+from learner import checkpoint, hf_folder
+from learner.background_write import BackgroundWrite
 from learner.checkpoint import load, save, snapshot, write
 from learner.disk import checkpoint_bytes
 from learner.step import score, train_step
 from mrpo.config import LoraConfig, LossConfig
 from mrpo.errors import DataError, ResourceError
 from mrpo.families import family_of
-from mrpo.manifest import check_manifest
+from mrpo.manifest import check_manifest, write_manifest
 from tests.integration.learner_world import FAMILIES, build_world, completions, make, spec, to_score
 
 
@@ -89,6 +91,35 @@ def test_a_snapshot_is_what_save_writes_and_later_steps_leave_it_alone(
     assert [name for name in expected if found[name] != expected[name]] == []
     check_manifest(tmp_path / "written")
     assert ("adapter/adapter_model.safetensors" in map(str, expected)) == (lora > 0)
+
+
+def test_a_snapshot_is_not_taken_beside_one_whose_write_goes_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk hangs at the last file of the first checkpoint."""
+    rank, background, disk_answers = make(spec(world)), BackgroundWrite(), threading.Event()
+
+    def hang(folder: Path, known: dict[str, str]) -> None:
+        assert disk_answers.wait(60.0)
+        write_manifest(folder, known)
+
+    monkeypatch.setattr(checkpoint, "write_manifest", hang)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    background.take(rank, wait_s=0.0)
+    writer = threading.Thread(target=background.write, args=(tmp_path / "first",))
+    writer.start()
+    while not (tmp_path / "first" / "hf").exists():
+        writer.join(0.01)
+    with pytest.raises(ResourceError, match=r"the one before is still being written 0 s after that was given up"):
+        background.take(rank, wait_s=0.05)
+    train_step(rank, completions(world), progress=0.0)  # the rank itself goes on
+    disk_answers.set()
+    background.take(rank, wait_s=60.0)  # as soon as the writer has ended
+    background.write(tmp_path / "second")
+    writer.join()
+    check_manifest(tmp_path / "first")
+    check_manifest(tmp_path / "second")
 
 
 def test_frozen_weights_in_main_memory_are_not_copied(world: Path, tmp_path: Path) -> None:
@@ -174,10 +205,13 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(world: Path, saved: Path) ->
     rank = make(spec(world))
     path = saved / "learner" / "exp_avg-00001.safetensors"
     data = bytearray(path.read_bytes())
+    path.write_bytes(data[:-1])
+    with pytest.raises(DataError, match=r"exp_avg-00001\.safetensors is damaged: it has .* bytes"):
+        load(rank, saved)
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"exp_avg-00001\.safetensors is damaged"):
-        load(rank, saved)
+    with pytest.raises(DataError, match=r"exp_avg-00001\.safetensors is damaged: sha256"):
+        check_manifest(saved)
     (saved / "learner" / "state.json").unlink()
     with pytest.raises(DataError, match=r"no learner checkpoint .*state\.json is missing"):
         load(rank, saved)

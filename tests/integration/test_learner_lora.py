@@ -27,6 +27,7 @@ from learner.step import score, train_step
 from mrpo.config import LoraConfig
 from mrpo.errors import ConfigError, DataError
 from mrpo.families import family_of
+from mrpo.manifest import write_manifest
 from mrpo.types import SftSample
 from tests.integration.learner_world import (
     FAMILIES,
@@ -210,6 +211,7 @@ def test_a_frozen_tower_is_checked_too_and_an_old_checkpoint_still_resumes(world
     state = json.loads(path.read_text())
     del state["lora"], state["frozen_weights"]
     path.write_text(json.dumps(state | {"format_version": 1}))
+    write_manifest(tmp_path / "old")
     third = make(spec(world))
     load(third, tmp_path / "old")
     assert torch.equal(scores(whole, samples), scores(third, samples))

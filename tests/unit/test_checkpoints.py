@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from mrpo import checkpoint_folder
+from mrpo.atomic import commit_folder
 from mrpo.checkpoints import Checkpoints
 from mrpo.choices import BestMetric
 from mrpo.config import CheckpointConfig
@@ -172,6 +175,64 @@ def test_a_write_that_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
 
     world.go(work)
     assert world.saved == {1: 1}
+
+
+def test_a_checkpoint_that_is_being_put_in_place_is_waited_for_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives up the write looks for the newest checkpoint next: it must not come, or go, behind his back."""
+    world = World(tmp_path, keep_last=1)
+    commits: list[str] = []
+
+    def slow(temporary: Path, final: Path) -> None:
+        commits.append("began")
+        time.sleep(0.2)
+        commit_folder(temporary, final)
+        commits.append("ended")
+
+    async def work() -> None:
+        await world.step(1)
+        await world.checkpoints.settle()
+        monkeypatch.setattr(checkpoint_folder, "commit_folder", slow)
+        world.learner.weights = 2
+        await world.checkpoints.save(2, best=best(2, 0.5))
+        while not commits:
+            await asyncio.sleep(0.01)
+        await world.checkpoints.abandon()
+        assert commits == ["began", "ended"] and world.saved == {2: 2}, "the older one is gone by now"
+        await world.checkpoints.save(2)  # there is one of this step
+        assert world.checkpoints.step == 2 and world.run.best == best(2, 0.5)
+
+    world.go(work)
+    assert world.learner.diary == ["saved 1", "saved 2"] and len(commits) == 2
+
+
+def test_a_copy_that_cannot_be_taken_is_a_fault_and_the_next_one_tries_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    def refuse(method: str) -> None:
+        if method == "snapshot" and world.learner.weights in (2, 4):
+            raise ResourceError("the one before is still being written")
+
+    world.learner.on_call = refuse
+
+    async def work() -> None:
+        await world.step(1)
+        world.learner.weights = 2
+        await world.checkpoints.save(2, best=best(2, 0.5))
+        assert world.checkpoints.best is None and world.saved == {1: 1}
+        await world.step(3)
+        world.learner.weights = 4
+        with pytest.raises(ResourceError, match="still being written"):
+            await world.checkpoints.finish(4)
+
+    world.go(work)
+    assert world.saved == {1: 1, 3: 3} and world.leftovers == []
+    faults = read_faults(world.run.path)
+    assert [(fault.kind, fault.who, fault.recovery_s is None) for fault in faults] == [
+        (FaultKind.CHECKPOINT_FAILED, "step_2", False),
+        (FaultKind.CHECKPOINT_FAILED, "step_4", True),
+    ]
 
 
 def test_a_learner_that_is_lost_takes_its_write_with_it(tmp_path: Path) -> None:
