@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 from ray.cluster_utils import Cluster
 
 from tests.integration.judge_outage_run import num_steps_of, running
@@ -100,7 +101,7 @@ class Nodes:
             start_new_session=True,
         )
         self._elsewhere.append([process, ""])
-        wait_for(lambda: bool(self.ids() - before), "the node elsewhere", 120.0)
+        wait_for(lambda: bool(self.ids() - before), "the node elsewhere")
         (node_id,) = self.ids() - before
         self._elsewhere[-1][1] = node_id
         return node_id
@@ -109,7 +110,7 @@ class Nodes:
         """End the newest node of a process tree of its own."""
         process, node_id = self._elsewhere.pop()
         _end(process)
-        wait_for(lambda: node_id not in self.ids(), "the end of the node elsewhere", 120.0)
+        wait_for(lambda: node_id not in self.ids(), "the end of the node elsewhere")
 
     def ids(self) -> set[str]:
         """Of the nodes that Ray takes for alive; one that lost power is so for a while."""
@@ -123,6 +124,7 @@ class Nodes:
     def close(self) -> None:
         for process, _ in self._elsewhere:
             _end(process)
+        ray.shutdown()  # a driver that is still here, after an error, would keep the head
         self._cluster.shutdown()
 
 
@@ -175,7 +177,6 @@ def refuse_another_host(sender: str) -> dict[str, Any]:
 
 def checks(folder: Path) -> dict[str, Any]:
     """Three nodes, one of them elsewhere, and what a run finds out about them before it starts."""
-    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from mrpo.cluster_check import check_cluster
@@ -253,7 +254,7 @@ async def judge_actors_come_and_go(cluster: Nodes) -> list[list[str]]:
         cluster.remove(first)
         found.append(await until(1))
         cluster.remove(second)
-        wait_for(lambda: not {first.node_id, second.node_id} & cluster.ids(), "the loss of both nodes", 120.0)
+        wait_for(lambda: not {first.node_id, second.node_id} & cluster.ids(), "the loss of both nodes")
         return found
     finally:
         pool.close()
