@@ -3,6 +3,7 @@
 #   sbatch docker/slurm.sh experiment=internvl3 cluster=2x8_gpu data.root=<folder> judge.url=<http://host:8000/v1> judge.model=<name>
 # from the checkout, after `make setup` there; the checkout, runs and data lie on a file system that all nodes share.
 # At the time limit and on preemption the run saves a checkpoint, the job is queued again, and the run goes on from it.
+# The run is named after the job, which keeps its number: run_name=slurm-<number> goes on with it from another job.
 # Options of sbatch before the script's name win over these: sbatch --nodes=4 --time=4:00:00 docker/slurm.sh …
 #SBATCH --job-name=mrpo
 #SBATCH --nodes=2
@@ -87,7 +88,9 @@ while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
 PYTHON
 
 if [[ -z "$requeue" ]]; then
-    python -m mrpo.train "$@" cluster.address="$address" resume=auto &
+    # What "$@" says comes later and wins; 280: a little less than the notice that --signal gives above.
+    python -m mrpo.train run_name="slurm-$SLURM_JOB_ID" checkpoint.grace_s=280 "$@" \
+        cluster.address="$address" resume=auto &
     driver="$!"
 fi
 code=1
@@ -101,7 +104,8 @@ if [[ -n "$driver" ]]; then
     ((again == 127)) || code="$again"
 fi
 
-if [[ -n "$requeue" && "$code" != 0 ]]; then
+# Of a run's own ends none is tried again: 0 is done, and of 2 (a setting, a missing folder) the next try knows no more.
+if [[ -n "$requeue" && "$code" != 0 && "$code" != 2 ]]; then
     scontrol requeue "$SLURM_JOB_ID" || true # SLURM may have done it itself
 fi
 exit "$code"

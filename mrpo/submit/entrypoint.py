@@ -26,15 +26,20 @@ def job_of(overrides: Sequence[str]) -> Job:
     """The job that trains with `overrides` on the cluster it is submitted to.
 
     Args:
-        overrides: as `mrpo.train` takes them. Without `cluster.address` the run joins the Ray that runs the job.
+        overrides: as `mrpo.train` takes them. Without `cluster.address` the run joins the Ray that runs the job;
+            without `run_name` and `resume` it is named after the job.
 
     Raises:
         ConfigError: they do not compose; better said here than in a job's log.
     """
     overrides = list(overrides)
-    if not any(item.lstrip("+").startswith(f"{ADDRESS}=") for item in overrides):
+    given = {item.lstrip("+").partition("=")[0] for item in overrides}
+    if ADDRESS not in given:
         overrides.append(f"{ADDRESS}=auto")
     experiment = compose_config(overrides).experiment
-    entrypoint = shlex.join(["python", "-m", "mrpo.train", *overrides])
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    return Job(name=f"{experiment}-{stamp}-{secrets.token_hex(2)}", entrypoint=entrypoint, experiment=experiment)
+    name = f"{experiment}-{stamp}-{secrets.token_hex(2)}"
+    if not given & {"run_name", "resume"}:
+        overrides.append(f"run_name={name}")
+    entrypoint = shlex.join(["python", "-m", "mrpo.train", *overrides])
+    return Job(name=name, entrypoint=entrypoint, experiment=experiment)

@@ -160,7 +160,7 @@ def strict(schema: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("backoffLimit: 10", "backoffLimit: ten"), ("backoffLimit: 10", "backOffLimit: 10"), ("groupName", "name")],
+    [("backoffLimit: 3", "backoffLimit: ten"), ("backoffLimit: 3", "backOffLimit: 3"), ("groupName", "name")],
 )
 def test_the_schema_finds_faults(old: str, new: str) -> None:
     schema = json.loads((REPOSITORY / "tests" / "schemas" / "rayjob-v1.json").read_text(encoding="utf-8"))
@@ -173,6 +173,11 @@ def test_a_run_on_kubernetes_composes_and_fits_its_cluster() -> None:
     job = read("kuberay/rayjob.yaml")
     config = compose_config(overrides_of(shlex.split(job["spec"]["entrypoint"])))
     assert config.resume == "auto"  # a cluster built again goes on
+    assert config.run_name == job["metadata"]["name"]  # and with no other run
+    assert job["spec"]["backoffLimit"] <= 3  # an error that is the user's to mend is tried again too
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    told_s = int(re.findall(r"seq (\d+)", head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])[0])
+    assert config.checkpoint.grace_s < told_s < head["terminationGracePeriodSeconds"]
     assert config.cluster.address == "auto"
     (workers,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     (container,) = workers["template"]["spec"]["containers"]
@@ -189,6 +194,11 @@ def test_ray_up_gets_a_cluster_it_understands() -> None:
     for command in [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]:
         if command != "ray stop":
             require_start(shlex.split(command))
+    docker = cluster["docker"]["run_options"]
+    (keys,) = [item.partition("=")[2] for item in docker if item.startswith("--env-file=")]
+    mounts = [item.partition("=")[2].split(":")[0] for item in docker if item.startswith("--volume=")]
+    assert mounts
+    assert not any(Path(keys).is_relative_to(mount) for mount in mounts), "no container sees the file of keys"
     with pytest.raises(Exception, match="additional"):
         validate_config(prepare_config({**read("ray-cluster.yaml"), "worker_count": 2}))
 

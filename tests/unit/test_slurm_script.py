@@ -6,6 +6,7 @@ No scheduler is at hand; each stand-in writes down how it was called.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from mrpo.compose import compose_config
 from tests.locations import REPOSITORY
 
 SCRIPT = REPOSITORY / "docker" / "slurm.sh"
@@ -93,9 +95,13 @@ def test_a_cluster_of_all_nodes_trains_and_ends_with_the_runs_code(tmp_path: Pat
         for start in starts
     )
     assert any("--address=10.0.0.1:24711" in start for start in starts)
-    assert (
-        "python -m mrpo.train experiment=internvl3 data.root='/a b' cluster.address=10.0.0.1:24711 resume=auto" in calls
+    (training,) = [call for call in calls if call.startswith("python -m mrpo.train")]
+    assert training == (
+        "python -m mrpo.train run_name=slurm-4711 checkpoint.grace_s=280 experiment=internvl3 data.root='/a b' "
+        "cluster.address=10.0.0.1:24711 resume=auto"
     )
+    run = compose_config([*training.split()[3:5], "run_name=mine", "resume=auto"])  # a name that is given wins
+    assert (run.run_name, run.checkpoint.grace_s) == ("mine", 280.0)
     assert calls.count("ray ended") == 2  # no node is left with a Ray
     assert not [call for call in calls if call.startswith("scontrol requeue")]
 
@@ -115,12 +121,26 @@ def test_a_run_that_must_leave_saves_first_and_is_queued_again_unless_cancelled(
     assert ("scontrol requeue 4711" in calls) is requeued
 
 
-def test_a_run_that_is_done_when_the_signal_comes_is_not_queued_again(tmp_path: Path) -> None:
-    job = Job(tmp_path, environment={"STOPPED": "0"})
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_run_that_is_done_or_mistaken_when_the_signal_comes_is_not_queued_again(code: int, tmp_path: Path) -> None:
+    job = Job(tmp_path, environment={"STOPPED": str(code)})
     job.until_training()
     job.process.send_signal(signal.SIGUSR1)
-    assert job.end()[0] == 0
+    assert job.end()[0] == code
     assert "scontrol requeue 4711" not in job.calls()
+
+
+def test_a_run_that_fails_is_not_queued_again(tmp_path: Path) -> None:
+    job = Job(tmp_path, environment={"TRAIN_CODE": "1"})
+    assert job.end()[0] == 1
+    assert "scontrol requeue 4711" not in job.calls()
+
+
+def test_the_run_knows_of_less_notice_than_the_job_has() -> None:
+    text = SCRIPT.read_text()
+    (notice,) = re.findall(r"^#SBATCH --signal=B:USR1@(\d+)$", text, re.MULTILINE)
+    (known,) = re.findall(r"checkpoint\.grace_s=(\d+)", text)
+    assert 0.8 * int(notice) <= int(known) < int(notice)
 
 
 def test_nodes_that_do_not_join_end_the_job(tmp_path: Path) -> None:

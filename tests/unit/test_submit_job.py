@@ -20,19 +20,24 @@ from tests.locations import REPOSITORY
 
 def test_a_job_runs_the_installed_package_and_joins_the_ray_that_runs_it() -> None:
     job = job_of(["seed=3"])
-    assert job.entrypoint == "python -m mrpo.train seed=3 cluster.address=auto"
+    assert job.entrypoint == f"python -m mrpo.train seed=3 cluster.address=auto run_name={job.name}"
     assert job.experiment == "phantom"
     assert job.name.startswith("phantom-")
     assert job.name != job_of(["seed=3"]).name
 
 
-def test_an_address_that_is_given_stays() -> None:
-    assert job_of(["cluster.address=10.0.0.1:6379"]).entrypoint.endswith("mrpo.train cluster.address=10.0.0.1:6379")
+def test_an_address_and_a_name_that_are_given_stay() -> None:
+    given = "cluster.address=10.0.0.1:6379 run_name=a"
+    assert job_of(given.split()).entrypoint.endswith(f"mrpo.train {given}")
+
+
+def test_a_run_that_is_gone_on_with_gets_no_other_name() -> None:
+    assert "run_name" not in job_of(["resume=auto"]).entrypoint
 
 
 def test_a_shell_reads_the_overrides_back() -> None:
     overrides = ["judge.prices={a:{prompt:0.4,completion:1.6}}", "data.root='/a b/$HOME'", "wandb.project='x;y'"]
-    assert shlex.split(job_of(overrides).entrypoint)[3:-1] == overrides
+    assert shlex.split(job_of(overrides).entrypoint)[3:-2] == overrides
 
 
 def test_a_typo_is_refused_before_anything_is_sent() -> None:
