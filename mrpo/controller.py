@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from mrpo.recovery import Recovery, RewindableRecorder
 from mrpo.run_reading import BestStep
 from mrpo.sampling_order import greedy_requests, prompts_of_step, requests_of_step
 from mrpo.scoring import ScoredBatch, ScoredTrace, Trace, judge_failures, score_group_batch
+from mrpo.tasks import unless_set
 from mrpo.types import (
     Example,
     LearnStats,
@@ -127,18 +128,12 @@ class Controller:
             NonFiniteError: the learner refused two updates in a row; resume goes on from the newest checkpoint.
             LearnerLostError: it was lost again and again, and got no further.
         """
-        try:
+        async with self.recovery.steps_kept(self._keep_steps):
             await self._run()
-        except NonFiniteError as error:
-            await save_after(error, self.checkpoints.settle)
-            raise  # the learner refused the update; what it holds is the last checkpoint's business
-        except MRPOError as error:
-            nothing_done = self.step == self._start_step and isinstance(error, ParityError)
-            if not nothing_done and self.recovery.is_whole:
-                await save_after(error, self.finish_saving)
-            raise
-        finally:
-            await self.checkpoints.abandon()  # one is left only where the run was broken off
+
+    async def _keep_steps(self, error: MRPOError) -> None:
+        if self.step > self._start_step or not isinstance(error, ParityError):
+            await self.finish_saving()
 
     async def _run(self) -> None:
         """To the end, however often the learner is lost on the way."""
@@ -371,25 +366,4 @@ class Controller:
 
     async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for `work`, but give it up as soon as a stop is asked for."""
-        reason = StopRequested(f"stopped after {self.step} steps")
-        if self.stop.is_set():
-            work.close()
-            raise reason
-        task, stopped = asyncio.create_task(work), asyncio.create_task(self.stop.wait())
-        try:
-            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise reason
-            return task.result()
-        finally:
-            for pending in (task, stopped):
-                pending.cancel()
-            await asyncio.gather(task, stopped, return_exceptions=True)
-
-
-async def save_after(error: MRPOError, save: Callable[[], Awaitable[None]]) -> None:
-    """Keep the steps done; where even that fails, the first error is still the one to report."""
-    try:
-        await save()
-    except MRPOError as second:
-        logger.error("no checkpoint could be saved after %r: %s", type(error).__name__, second)
+        return await unless_set(self.stop, work, StopRequested(f"stopped after {self.step} steps"))

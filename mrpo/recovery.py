@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mrpo.errors import LearnerLostError, LearnerStuckError
+from mrpo.errors import LearnerLostError, LearnerStuckError, MRPOError, NonFiniteError
 from mrpo.faults import Fault, FaultKind, FaultLog
 from mrpo.run_reading import Checkpoint
 
@@ -42,6 +43,8 @@ class RewindableRecorder(Protocol):
 class Saver(Protocol):
     """Who takes checkpoints."""
 
+    async def settle(self) -> None: ...
+
     async def abandon(self) -> None: ...
 
     async def restart(self, step: int | None) -> None: ...
@@ -65,6 +68,25 @@ class Recovery:
     _highest: int = -1  # step that was reached before a loss
     _restarts: int = 0  # since it was reached
     _open: list[Fault] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def steps_kept(self, save: Callable[[MRPOError], Awaitable[None]]) -> AsyncIterator[None]:
+        """Around a run: whatever ends it early, the steps done are in a checkpoint.
+
+        Args:
+            save: called with what ended it, where the learner holds the weights of the steps done.
+        """
+        try:
+            yield
+        except NonFiniteError as error:
+            await _keep_first(error, self.checkpoints.settle())
+            raise  # the learner refused the update; what it holds is the last checkpoint's business
+        except MRPOError as error:
+            if self.is_whole:
+                await _keep_first(error, save(error))
+            raise
+        finally:
+            await self.checkpoints.abandon()  # one is left only where the run was broken off
 
     async def start_again(self, error: LearnerLostError, step: int) -> int:
         """Start the learner and rewind the record.
@@ -126,3 +148,11 @@ class Recovery:
 
     def _passed_over(self, checkpoint: Checkpoint, reason: str) -> None:
         self.faults.end(self.faults.begin(FaultKind.CHECKPOINT_DAMAGED, checkpoint.path.name, reason))
+
+
+async def _keep_first(error: MRPOError, saving: Awaitable[None]) -> None:
+    """Keep the steps done; where even that fails, the first error is still the one to report."""
+    try:
+        await saving
+    except MRPOError as second:
+        logger.error("no checkpoint could be saved after %r: %s", type(error).__name__, second)

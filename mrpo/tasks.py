@@ -1,10 +1,13 @@
-"""Tasks that stand and fall together."""
+"""Tasks that stand and fall together, and work that is given up."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -15,3 +18,20 @@ async def first_failure_ends_all() -> AsyncIterator[asyncio.TaskGroup]:
             yield group
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+
+
+async def unless_set(event: asyncio.Event, work: Coroutine[Any, Any, T], reason: Exception) -> T:
+    """Wait for `work`, but cancel it and raise `reason` as soon as `event` is set."""
+    if event.is_set():
+        work.close()
+        raise reason
+    task, stopped = asyncio.create_task(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise reason
+        return task.result()
+    finally:
+        for pending in (task, stopped):
+            pending.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from mrpo.checkpoints import CheckpointLearner, CheckpointRecorder, Checkpoints
 from mrpo.config import Config
-from mrpo.controller import StopRequested, save_after
-from mrpo.errors import LearnerLostError, MRPOError, NonFiniteError
+from mrpo.controller import StopRequested
+from mrpo.errors import LearnerLostError, MRPOError
 from mrpo.faults import FaultLog
 from mrpo.recovery import Recovery, RestartableLearner, RewindableRecorder
 from mrpo.sft.heldout import HeldOutLoss, read_heldout, rewind_heldout, write_heldout
 from mrpo.sft.order import Order
+from mrpo.tasks import unless_set
 from mrpo.types import LearnStats, SftSample
 
 HELD_OUT_CHUNK = 64  # demonstrations of one call, between two of which a stop is heard
@@ -70,6 +72,7 @@ class SupervisedTrainer:
     step: int = 0  # optimizer steps done
     faults: FaultLog = field(default_factory=lambda: FaultLog(None))
     progress: Callable[[int], object] = int  # told from which step the run goes on
+    span: Callable[[str], AbstractContextManager[object]] = nullcontext  # around each stage, for a timeline
     checkpoints: Checkpoints = field(init=False)
     recovery: Recovery = field(init=False)
 
@@ -98,17 +101,11 @@ class SupervisedTrainer:
             NonFiniteError: the learner refused an update; resume goes on from the newest earlier checkpoint.
             LearnerLostError: it was lost again and again, and got no further.
         """
-        try:
+        async with self.recovery.steps_kept(self._keep_steps):
             await self._run()
-        except NonFiniteError as error:
-            await save_after(error, self.checkpoints.settle)
-            raise  # the learner refused the update; what it holds is the last checkpoint's business
-        except MRPOError as error:
-            if self.recovery.is_whole:
-                await save_after(error, self._finish_saving)
-            raise
-        finally:
-            await self.checkpoints.abandon()  # one is left only where the run was broken off
+
+    async def _keep_steps(self, error: MRPOError) -> None:
+        await self._finish_saving()
 
     async def _run(self) -> None:
         """To the end, however often the learner is lost on the way."""
@@ -116,7 +113,9 @@ class SupervisedTrainer:
             try:
                 return await self._go_on()
             except LearnerLostError as error:
-                self.step = await self.recovery.start_again(error, self.step)
+                with self.span("recover"):
+                    again = self.recovery.start_again(error, self.step)
+                    self.step = await unless_set(self.stop, again, self._stopped)
                 rewind_heldout(self.recorder.path, self.step)
                 self.recovery.mended()
 
@@ -128,16 +127,18 @@ class SupervisedTrainer:
             self._refuse_when_stopped()
             await self._train_step()
             if every and self.step % every == 0 and self.step < self.order.num_steps:
-                await self.checkpoints.save(self.step)
+                with self.span("checkpoint"):
+                    await self.checkpoints.save(self.step)
             await self._measure()
         await self._finish_saving()
 
     async def _train_step(self) -> None:
         started, sft = time.perf_counter(), self.config.sft
         examples = [self.train[index] for index in self.order.batch(self.step)]
-        stats = await self.learner.sft_step(
-            examples, num_steps=self.order.num_steps, lr=sft.lr, warmup_share=sft.warmup_share
-        )
+        with self.span("learn"):
+            stats = await self.learner.sft_step(
+                examples, num_steps=self.order.num_steps, lr=sft.lr, warmup_share=sft.warmup_share
+            )
         self.step += 1
         metrics = {
             "sft/loss": stats.loss,
@@ -162,7 +163,8 @@ class SupervisedTrainer:
         total, num_tokens = 0.0, 0
         for start in range(0, len(self.held_out), HELD_OUT_CHUNK):
             self._refuse_when_stopped()
-            part, counted = await self.learner.sft_loss(self.held_out[start : start + HELD_OUT_CHUNK])
+            with self.span("evaluate"):
+                part, counted = await self.learner.sft_loss(self.held_out[start : start + HELD_OUT_CHUNK])
             total, num_tokens = total + part, num_tokens + counted
         found = HeldOutLoss(
             step=self.step, epoch=epoch, loss=total / num_tokens, num_tokens=num_tokens, num_examples=len(self.held_out)
@@ -172,8 +174,13 @@ class SupervisedTrainer:
 
     def _refuse_when_stopped(self) -> None:
         if self.stop.is_set():
-            raise StopRequested(f"stopped after {self.step} of {self.order.num_steps} steps")
+            raise self._stopped
+
+    @property
+    def _stopped(self) -> StopRequested:
+        return StopRequested(f"stopped after {self.step} of {self.order.num_steps} steps")
 
     async def _finish_saving(self) -> None:
         """A checkpoint of the steps done, on disk."""
-        await self.checkpoints.finish(self.step)
+        with self.span("checkpoint"):
+            await self.checkpoints.finish(self.step)

@@ -391,3 +391,22 @@ def test_a_lost_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
             records.append((rows, [(item.step, item.epoch) for item in read_heldout(found.recorder.path)]))
             assert found.learner.num_done == 6
     assert records[0] == records[1]
+
+
+def test_a_stop_while_the_learner_starts_again_saves_nothing(tmp_path: Path) -> None:
+    with trainer(tmp_path) as found:
+        assert isinstance(found, SupervisedTrainer) and isinstance(found.learner, FakeLearner)
+        learner, stop = found.learner, found.stop
+        learner.lost_at = [4]
+
+        async def restart() -> None:
+            stop.set()
+            await asyncio.sleep(60.0)
+
+        learner.restart = restart  # type: ignore[method-assign]
+        with pytest.raises(StopRequested, match="stopped after 3 of 6 steps"):
+            asyncio.run(asyncio.wait_for(found.run(), 30.0))
+        run = found.recorder
+        assert isinstance(run, RunFolder)
+        saved = {item.name for item in (run.path / "checkpoints").iterdir()}
+        assert saved <= {"step_2"}, "what it holds is not the steps done"
