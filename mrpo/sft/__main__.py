@@ -168,7 +168,9 @@ class _Run:
                 f"held-out loss after {found.epoch} of {self.job.order.num_epochs} epochs: {found.loss:.4f} nats a "
                 f"token ({found.num_examples} questions)"
             )
-            tracker.step(found.step, {"heldout/loss": found.loss})
+            metrics = {"heldout/loss": found.loss}
+            tracker.step(found.step, metrics)
+            telemetry.watcher.evaluation("heldout", found.step, metrics)
 
         step = checkpoint.step if checkpoint else 0
         async with (
@@ -191,6 +193,7 @@ class _Run:
                 stop=self.signals.stop,
                 faults=faults,
                 progress=telemetry.watcher.progress,
+                span=telemetry.span,
                 step=step,
             )
             self.signals.training = True
