@@ -108,7 +108,7 @@ class Ranks:
             if deadline is None:
                 raise
             waiting = [item for item, call in zip(processes, calls, strict=True) if not call.done()]
-            raise await self._stuck(method, waiting, deadline) from None
+            raise await self._stuck(method, waiting or processes, deadline) from None  # the last may end right now
         finally:
             for call in calls:
                 call.cancel()
