@@ -92,7 +92,7 @@ def test_axes_share_a_run_where_the_resolved_configuration_is_the_same() -> None
 
 def test_a_key_tells_settings_and_not_places() -> None:
     key = variant_key(compose_config([]))
-    assert key == variant_key(compose_config(["runs_dir=elsewhere", "cache_dir=/there"]))
+    assert key == variant_key(compose_config(["runs_dir=elsewhere", "cache_dir=/there", "run_name=a"]))
     assert key == variant_key(compose_config([f"algorithm.base={E}", "reward.process_weight=1"]))
     assert key != variant_key(compose_config(["seed=1"]))
     assert key != variant_key(compose_config(["judge.noise=0.1"]))
