@@ -20,6 +20,7 @@ from mrpo.errors import EngineError, MRPOError
 from mrpo.faults import Fault, FaultKind, FaultLog
 from mrpo.ray_nodes import on_node, record_stacks
 from mrpo.stacks import ActorProcess
+from rollout.pulse import Pulse
 from rollout.spec import EngineSpec
 from rollout.worker import CLOSE_TIMEOUT_S, WorkerInfo
 
@@ -55,6 +56,7 @@ class _Life:
     placed: Any  # → WorkerInfo, once Ray has found room
     ready: Any  # → WorkerInfo, once it is up
     watch: Any  # never answered: fails when the actor ends
+    pulse: Pulse
 
 
 class EngineSlot:
@@ -63,7 +65,6 @@ class EngineSlot:
     def __init__(self, spec: EngineSpec, make: MakeActor, faults: FaultLog) -> None:
         self.spec = spec
         self.state = SlotState.LOST
-        self.last_sign_s = 0.0  # time.monotonic() of the last thing it was given or gave
         self.causes: list[str] = []  # of the restarts since its last completion
         self.start_error: MRPOError | None = None  # what the engine itself said against starting
         self._make = make
@@ -87,6 +88,12 @@ class EngineSlot:
         """The actor's."""
         assert self._life is not None
         return self._life.handle
+
+    @property
+    def pulse(self) -> Pulse:
+        """The actor's signs of life."""
+        assert self._life is not None
+        return self._life.pulse
 
     @property
     def info(self) -> WorkerInfo | None:
@@ -114,6 +121,7 @@ class EngineSlot:
             placed=handle.placed.remote(),
             ready=handle.ready.remote(),
             watch=handle.watch.remote(),
+            pulse=Pulse(lambda: handle.progress.remote()),
         )
         self._info, self.state = None, SlotState.PENDING
 
@@ -155,14 +163,12 @@ class EngineSlot:
     def serve(self) -> None:
         """It is up, with the weights it should have."""
         self.state = SlotState.UP
-        self.last_sign_s = time.monotonic()
         if self._fault is not None:
             self._faults.end(self._fault)
             self._fault = None
 
     def completed(self) -> None:
         """Something came of it: the next time it is lost is the first again."""
-        self.last_sign_s = time.monotonic()
         self.causes.clear()
 
     def lose(self, kind: FaultKind, cause: str) -> None:

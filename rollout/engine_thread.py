@@ -35,6 +35,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[tuple[Callable[[Any], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._listeners: set[Callable[[BaseException], None]] = set()
         self._failure: BaseException | None = None
+        self.num_steps = 0  # of the engine; read by others, as a sign of its life
         self.started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -88,6 +89,7 @@ class EngineThread:
     def _step(self, engine: Steppable) -> None:
         try:
             engine.step()
+            self.num_steps += 1
         except BaseException as error:  # the edge of a thread: everyone who waits gets it
             logger.exception("the engine failed")
             # Its scheduler may be in any state, so that nothing it says from here could be trusted.

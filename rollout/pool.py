@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1  # between two looks at the engines
 SAY_S = 30.0  # between two lines about what is waited for
+STOP_TRACE_S = 1800.0  # of a profile: an engine writes a GPU's trace in one go, gigabytes of it
 
 
 class _LostError(Exception):
@@ -356,17 +357,27 @@ class VllmRolloutPool:
             MRPOError: one of ours, as the engine raised it.
             _LostError: the engine is lost, and that is dealt with.
         """
-        timeout_s, name = self._rollout.stall_timeout_s, slot.name
+        name, pulse = slot.name, slot.pulse
+        answer = asyncio.ensure_future(_answer(getattr(slot.handle, method).remote(*arguments)))
+        pulse.sign()
+        timeout_s, setting = self._rollout.stall_timeout_s, "rollout.stall_timeout_s="
+        if method == "stop_trace":
+            timeout_s, setting = STOP_TRACE_S, ""
         try:
-            return await asyncio.wait_for(_answer(getattr(slot.handle, method).remote(*arguments)), timeout_s)
-        except TimeoutError:
+            while not (await asyncio.wait({answer}, timeout=TICK_S))[0]:
+                if pulse.is_silent(timeout_s):
+                    break
+            else:
+                return answer.result()
             kind = FaultKind.ENGINE_STUCK
-            cause = f"{name} did not answer {method} within rollout.stall_timeout_s={timeout_s:g} s; see {slot.log}"
+            cause = f"{name} did not answer {method}, and made no step, for {setting}{timeout_s:g} s; see {slot.log}"
         except RayError as error:
             explained = explain(slot.spec, error)
             if not isinstance(explained, EngineError):
                 raise explained from error
             kind, cause = FaultKind.ENGINE_LOST, str(explained)
+        finally:
+            answer.cancel()
         slot.fail(name, kind, cause)
         raise _LostError(cause)
 

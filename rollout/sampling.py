@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 
 from ray.exceptions import RayError
@@ -32,7 +31,6 @@ class Sampling:
         self._results: asyncio.Queue[_Result] = asyncio.Queue()
         self._slots: dict[str, EngineSlot] = {}  # by the actor's name, while that actor has something to do
         self._streams: dict[str, list[asyncio.Task[None]]] = {}
-        self._looked_s = time.monotonic()
 
     def share_out(self, slots: Sequence[EngineSlot]) -> None:
         """Take back what lost engines had, and send what waits.
@@ -47,7 +45,7 @@ class Sampling:
         up = {slot.name: slot for slot in slots if slot.state == SlotState.UP}
         for name, share in self.dispatch.assign(list(up)).items():
             slot = self._slots[name] = up[name]
-            slot.last_sign_s = time.monotonic()
+            slot.pulse.sign()
             self._streams.setdefault(name, []).append(asyncio.create_task(self._stream(slot, share)))
 
     async def received(self, timeout_s: float) -> list[Completion]:
@@ -84,7 +82,8 @@ class Sampling:
         try:
             async for reference in stream:
                 batch = await reference
-                slot.last_sign_s = time.monotonic()
+                if slot.name == name:
+                    slot.pulse.sign()
                 self._results.put_nowait((name, batch))
         except RayError as error:
             explained = explain(slot.spec, error)
@@ -100,12 +99,9 @@ class Sampling:
             logger.warning("%d unfinished requests of %s are done again", count, name)
 
     def _find_stuck(self) -> None:
-        timeout_s, now = self._stall_timeout_s, time.monotonic()
-        was_away_s, self._looked_s = now - self._looked_s, now
+        timeout_s = self._stall_timeout_s
         for name, slot in self._slots.items():
-            if was_away_s > timeout_s / 4:  # this process stood still: signs of life may have come and not been read
-                slot.last_sign_s = now
             due = self.dispatch.owned(name)
-            if due and now - slot.last_sign_s > timeout_s:
-                cause = f"no completion for rollout.stall_timeout_s={timeout_s:g} s from {name} ({due} due)"
+            if due and slot.name == name and slot.pulse.is_silent(timeout_s):
+                cause = f"no completion or step for rollout.stall_timeout_s={timeout_s:g} s from {name} ({due} due)"
                 slot.fail(name, FaultKind.ENGINE_STUCK, f"{cause}; see {slot.log}")

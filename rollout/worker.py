@@ -48,6 +48,7 @@ class RolloutWorker:
         if spec.cores:
             os.sched_setaffinity(0, spec.cores)  # the engine's thread inherits it
         self._thread = EngineThread(partial(_build_engine, spec))
+        self._num_submitted = 0
 
     def __repr__(self) -> str:
         """The name under which Ray's dashboard and logs show it."""
@@ -75,6 +76,10 @@ class RolloutWorker:
     async def watch(self) -> None:
         """Never answers: who asked learns from Ray when this process is gone."""
         await asyncio.Event().wait()
+
+    async def progress(self) -> int:
+        """A count that goes up while the engine works; answered also while its thread is busy, or stuck."""
+        return self._thread.num_steps + self._num_submitted
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncGenerator[list[Completion]]:
         """Stream completions as they end, those of one step together. Leaving the stream aborts the rest."""
@@ -168,6 +173,7 @@ class RolloutWorker:
         def submit_all(engine: Engine) -> None:
             for item in items:
                 request_ids.append(submit(engine, item, put))
+                self._num_submitted += 1  # images are read and processed here
 
         remaining = len(items)
         try:

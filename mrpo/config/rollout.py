@@ -36,7 +36,7 @@ class RolloutConfig:
     cpu_cores: str | None = None  # cores the engine's threads are bound to, e.g. "0" or "0-3"; null: no binding
     max_staleness: NonNegativeInt = 0  # policy versions a completion may lag behind the learner; 0: strictly on-policy
     start_timeout_s: Positive = 300.0
-    stall_timeout_s: Positive = 120.0  # no completion for so long while some are due: the engine is started again
+    stall_timeout_s: Positive = 120.0  # no completion and no step for so long, while some are due: it is started again
 
     @property
     def engines_to_begin(self) -> int:

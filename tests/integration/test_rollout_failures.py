@@ -102,11 +102,16 @@ class Worker:
             os._exit(1)
         if self._fault == "stalls":
             await asyncio.sleep(3600)
+        if self._fault == "takes long":
+            await asyncio.sleep(8.0)
         if self._fault == "refuses":
             raise UserError("'p2#0' is too long")
         if self._fault == "breaks":
             raise RuntimeError("out of blocks")
         yield [completion(request, self._version) for request in requests[1:]]
+
+    async def progress(self) -> int:
+        return int(10 * time.monotonic()) if self._fault == "takes long" else 1
 
     async def score(self, samples: Sequence[ScoreSample]) -> list[list[float]]:
         if self._fault == "dies scoring":
@@ -242,7 +247,14 @@ def test_an_engine_that_stalls_is_named_with_its_stack_and_replaced(ray_session:
     assert keys_of_all == keys(6)
     (fault,) = read_faults(tmp_path)
     assert (fault.kind, fault.who) == (FaultKind.ENGINE_STUCK, "engine-0")
-    assert "no completion for rollout.stall_timeout_s=3 s from engine-0 (2 due)" in fault.detail
+    assert "no completion or step for rollout.stall_timeout_s=3 s from engine-0 (2 due)" in fault.detail
+
+
+def test_an_engine_that_makes_steps_is_not_stuck(ray_session: None, tmp_path: Path) -> None:
+    """Long completions: nothing ends for more than twice what an engine may be silent."""
+    faults = FaultLog(tmp_path / "faults.jsonl")
+    assert run(dead_at_once("takes long"), generate(3), faults=faults, stall_timeout_s=3.0) == keys(3)
+    assert read_faults(tmp_path) == []
 
 
 def test_an_engine_that_always_dies_ends_the_call_with_its_causes(
@@ -343,8 +355,8 @@ def test_an_engine_that_shares_gpus_is_started_only_while_the_learner_is_idle(ra
             found = [completion.key async for completion in pool.generate(requests(4))]
             await asyncio.sleep(0.05)
         await pool.sleep()
-        assert [depth.state for depth in pool.depths()] == ["up", "up"], "its start was waited for"
-        assert await asyncio.gather(*(handle.is_asleep.remote() for handle in pool.handles)) == [True, True]
+        assert [depth.state for depth in pool.depths()] == ["up", "loaded"], "its start was waited for"
+        assert await asyncio.gather(*(slot.handle.is_asleep.remote() for slot in pool._slots)) == [True, True]
         ray.kill(pool.handles[0])
         await pool.probe(SAMPLE, bound=0.1)
         await asyncio.sleep(1.0)

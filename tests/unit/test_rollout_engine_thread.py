@@ -43,7 +43,9 @@ def test_work_is_stepped_through_on_one_thread() -> None:
     emptied = threading.Event()
     thread.call(lambda engine: engine.add(3, emptied.set)).result(TIMEOUT_S)
     assert emptied.wait(TIMEOUT_S)
+    assert thread.num_steps >= 2, "the last one is counted when it has ended"
     assert thread.call(lambda engine: (engine.work, engine.threads)).result(TIMEOUT_S) == (0, {"engine"})
+    assert thread.num_steps == 3
     thread.stop()
 
 

@@ -12,8 +12,9 @@ import pytest
 from mrpo.choices import Device, Placement, WeightTransfer
 from mrpo.config import ClusterConfig, Config
 from mrpo.errors import LearnerLostError
+from mrpo.faults import FaultKind
 from rollout.engine_slot import SlotState
-from rollout.pool import VllmRolloutPool
+from rollout.pool import STOP_TRACE_S, TICK_S, VllmRolloutPool
 from rollout.spec import EngineSpec, engine_specs
 
 COLOCATED = ClusterConfig(
@@ -41,9 +42,27 @@ class FakeMethod:
     def remote(self, *arguments: Any) -> Awaitable[Any]:
         async def answer() -> Any:
             self.handle.diary.append(f"{self.handle.name} {self.method}")
+            if self.method in SLOW:
+                await asyncio.sleep(3 * TICK_S)
+            if self.method == "stop_trace":
+                return [b"trace"]
             return {"updating": False, "set_policy_version": True}.get(self.method)
 
         return answer()
+
+
+@dataclass
+class FakePulse:
+    """Silent when it is told so."""
+
+    silent: bool = False
+    asked: list[float] = field(default_factory=list)
+
+    def sign(self) -> None: ...
+
+    def is_silent(self, timeout_s: float) -> bool:
+        self.asked.append(timeout_s)
+        return self.silent
 
 
 @dataclass
@@ -58,6 +77,7 @@ class FakeSlot:
     may_start: list[bool] = field(default_factory=list)
     is_hopeless: bool = False
     log: str = "its log"
+    pulse: FakePulse = field(default_factory=FakePulse)
 
     def __post_init__(self) -> None:
         self.state = self.states.pop(0)
@@ -78,6 +98,10 @@ class FakeSlot:
     def withdraw(self) -> None:
         self.state = SlotState.LOST
 
+    def fail(self, name: str, kind: FaultKind, cause: str) -> None:
+        self.state = SlotState.LOST
+        self.causes.append(f"{kind.value}: {cause}")
+
 
 def pool_of(*states: Sequence[SlotState]) -> tuple[VllmRolloutPool, list[FakeSlot], list[str]]:
     diary: list[str] = []
@@ -93,6 +117,7 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(inside())
 
 
+SLOW = ("stop_trace",)
 STARTS = (SlotState.STARTING, SlotState.STARTING, SlotState.LOADED)
 
 
@@ -150,5 +175,21 @@ def test_a_wish_for_an_actor_without_room_is_taken_back_before_the_learner_works
         await pool.sleep()
         assert slots[1].state == SlotState.LOST
         assert diary == ["engine-0 sleep"]
+
+    run(body)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_engine_that_writes_its_recording_has_a_deadline_of_its_own(silent: bool) -> None:
+    pool, (slot,), _ = pool_of((SlotState.UP,))
+    slot.pulse.silent = silent
+
+    async def body() -> None:
+        await pool.start_trace()
+        traces = await pool.stop_trace()
+        assert set(slot.pulse.asked) == {STOP_TRACE_S}
+        assert traces == ([] if silent else [b"trace"])
+        causes = ["engine_stuck: engine-0 did not answer stop_trace, and made no step, for 1800 s; see its log"]
+        assert slot.causes == (causes if silent else [])
 
     run(body)
