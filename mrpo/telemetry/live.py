@@ -57,8 +57,8 @@ async def running_telemetry(
                 yield Telemetry(watcher=exporter, span=stages.span, queue_metrics=queues.take_metrics)
         tries = TRIES
     finally:
-        if config.cluster.address is None and stages.num_ended and ray.is_initialized():
-            await keep_timeline(run, stages.num_ended, ray.timeline, tries=tries)
+        if config.cluster.address is None and stages.ended and ray.is_initialized():
+            await keep_timeline(run, stages.ended, ray.timeline, tries=tries)
 
 
 def _show_dashboard() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -26,7 +27,7 @@ class Stages:
         self._open = [IDLE]
         self._durations_s: dict[str, float] = {}  # of the newest finished stage of each name
         self._known = {IDLE}
-        self.num_ended = 0
+        self.ended: Counter[str] = Counter()  # how many of each name
         self._show()
 
     @property
@@ -47,7 +48,7 @@ class Stages:
         finally:
             # Not always the innermost: a checkpoint may be written while the next step is under way.
             del self._open[len(self._open) - 1 - self._open[::-1].index(name)]
-            self.num_ended += 1
+            self.ended[name] += 1
             self._durations_s[name] = time.perf_counter() - started
             self._show()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ TRIES_EARLY = 4  # where something ended the run: it may be killed any moment, a
 
 
 async def keep_timeline(
-    run: Path, num_spans: int, read: Callable[[], Sequence[dict[str, Any]]], *, tries: int, pause_s: float = FLUSH_S
+    run: Path,
+    stages: Mapping[str, int],
+    read: Callable[[], Sequence[dict[str, Any]]],
+    *,
+    tries: int,
+    pause_s: float = FLUSH_S,
 ) -> None:
-    """Write what `ray timeline` writes, once it has all spans of this process; that of an earlier process stays.
+    """Write what `ray timeline` writes, once it has all stages of this process; that of an earlier process stays.
 
     Args:
         run: its folder, with `logs/` in it.
-        num_spans: of this process, that ended.
+        stages: how many of each name this process ended.
         read: what Ray has by now.
         tries: looks, after which it is written as it is.
         pause_s: before each look.
@@ -36,7 +42,8 @@ async def keep_timeline(
     for _ in range(tries):
         await asyncio.sleep(pause_s)
         events = read()
-        if sum(event.get("cat") == event["name"] for event in events) >= num_spans:
+        found = Counter(event["name"] for event in events if event.get("cat") == event["name"])
+        if all(found[name] >= number for name, number in stages.items()):
             break
     else:
         logger.warning("%s has not all stages: Ray was slow to hand them in", path)

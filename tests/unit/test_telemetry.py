@@ -47,7 +47,7 @@ def make_stages() -> tuple[Stages, Shown, list[str]]:
 def test_the_innermost_stage_is_the_state() -> None:
     stages, shown, marks = make_stages()
     assert shown.states == {IDLE: 1.0}
-    assert stages.num_ended == 0
+    assert not stages.ended
     with stages.span("rollout"):
         assert shown.states == {IDLE: 0.0, "rollout": 1.0}
         with stages.span("judge"):
@@ -57,7 +57,7 @@ def test_the_innermost_stage_is_the_state() -> None:
     assert shown.durations.keys() == {"rollout", "judge"}
     assert shown.durations["rollout"] >= shown.durations["judge"] >= 0.0
     assert marks == ["rollout begins", "judge begins", "judge ends", "rollout ends"]
-    assert stages.num_ended == 2
+    assert stages.ended == {"rollout": 1, "judge": 1}
 
 
 def test_a_stage_that_fails_is_over() -> None:
