@@ -1,4 +1,4 @@
-"""Learner ranks that die or hang in the middle of a step: said at once, and made good from a checkpoint."""
+"""Learner ranks that die, hang or fail in the middle of a step: said at once, and made good from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import asyncio
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,18 @@ def test_a_lost_and_a_stuck_rank(world: Path, tmp_path: Path) -> None:
             [file] = tmp_path.glob("stacks-learner-step-*.txt")
             assert "train_step" in file.read_text() and "learner-1" in file.read_text()
             assert not any(map(is_actor, second)), "a stopped process is ended too"
+
+            learner._spec = spec(world, num_ranks=2, watchdog=WatchdogConfig(learn_s=START_S))
+            await learner.restart()
+            third = await pids(learner)
+            # A token that the model does not have: on a GPU, an illegal access. One rank reads it, the other waits.
+            samples[0] = replace(samples[0], completion_token_ids=[2**20, *samples[0].completion_token_ids[1:]])
+            started = time.monotonic()
+            with pytest.raises(LearnerLostError, match=r"learner-[01]\S* failed in step: IndexError: ") as caught:
+                await learner.step(samples, progress=0.4)
+            assert time.monotonic() - started < 30.0, "nobody waits for the rank that waits"
+            assert not isinstance(caught.value, LearnerStuckError)
+            assert not any(map(is_actor, third))
         finally:
             await learner.close()
 
