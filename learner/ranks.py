@@ -8,7 +8,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -98,7 +98,7 @@ class Ranks:
             raise MRPOError(f"the learner's ranks are not running, and cannot {method}")
         names, processes = self._names, self._processes  # as they are now: another call that fails empties them
         references = [getattr(handle, method).remote(*arguments) for handle in self.handles]
-        calls = [asyncio.ensure_future(_answer(reference)) for reference in references]
+        calls = [asyncio.ensure_future(reference) for reference in references]
         try:
             async with asyncio.timeout(deadline.seconds if deadline is not None else None):
                 return list(await asyncio.gather(*map(asyncio.shield, calls)))
@@ -192,10 +192,6 @@ class Ranks:
     def _lost_before(self, method: str) -> LearnerLostError:
         assert self._loss is not None
         return LearnerLostError(f"{self._loss}; there are no ranks to {method}", self._loss.who)
-
-
-async def _answer(reference: Awaitable[Any]) -> Any:
-    return await reference
 
 
 async def _root(calls: Sequence[asyncio.Future[Any]]) -> tuple[int, RayError | None]:
