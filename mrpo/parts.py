@@ -227,7 +227,7 @@ async def _start_rollout(
 
     with console.stage(f"{config.rollout.engines_to_begin} vLLM engine(s)"):
         specs = engine_specs(config, folder, model_type, log_dir=str(log_dir))
-        pool = await VllmRolloutPool.start(specs, seats, faults=faults)
+        pool = await VllmRolloutPool.start(specs, seats, faults=faults, no_engine_s=config.watchdog.no_engine_s)
         stack.push_async_callback(pool.close)
     return pool
 

@@ -15,12 +15,14 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from mrpo.config.watchdog import WatchdogConfig
 from mrpo.errors import EngineError, ParityError, WeightSyncError
 from mrpo.faults import FaultKind, FaultLog
 from mrpo.parity import compare_logprobs, require_parity
 from mrpo.placement import Seat
 from mrpo.stacks import ActorProcess
 from mrpo.types import Completion, EngineDepth, RolloutRequest, ScoreSample
+from rollout.absence import Absence
 from rollout.engine_actor import make_actor
 from rollout.engine_slot import EngineSlot, SlotState, explain
 from rollout.request import refuse_mixed
@@ -30,7 +32,6 @@ from rollout.spec import EngineSpec
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1  # between two looks at the engines
-SAY_S = 30.0  # between two lines about what is waited for
 STOP_TRACE_S = 1800.0  # of a profile: an engine writes a GPU's trace in one go, gigabytes of it
 
 
@@ -55,7 +56,7 @@ class _Probe:
 class VllmRolloutPool:
     """Make one with `start`. Shares requests out to engines and merges their streams."""
 
-    def __init__(self, slots: Sequence[EngineSlot]) -> None:
+    def __init__(self, slots: Sequence[EngineSlot], *, no_engine_s: float = WatchdogConfig().no_engine_s) -> None:
         self.bring_weights: Callable[[Sequence[Any]], Awaitable[object]] | None = None
         """Gives an engine that joins the policy's current weights; None: those it started with are right."""
         self._slots = list(slots)
@@ -68,8 +69,8 @@ class VllmRolloutPool:
         self._tracing: list[EngineSlot] = []  # engines that record
         self._may_start = True  # an engine that shares GPUs: only while the learner is idle
         self._closed = False
+        self._absence = Absence(no_engine_s)
         self._tended_s = 0.0
-        self._said_s = 0.0
 
     @classmethod
     async def start(
@@ -78,6 +79,7 @@ class VllmRolloutPool:
         seats: Sequence[Seat] = (),
         *,
         faults: FaultLog | None = None,
+        no_engine_s: float = WatchdogConfig().no_engine_s,
         make: Callable[[EngineSpec, Seat | None, str], Any] | None = None,
     ) -> VllmRolloutPool:
         """Start all engines at the same time and wait for as many as a run needs to begin (`rollout.min_engines`).
@@ -86,6 +88,7 @@ class VllmRolloutPool:
             specs: one an engine.
             seats: where the first of them are to live; the others, where Ray finds room.
             faults: told of engines that are lost and come back.
+            no_engine_s: that may be waited for an engine while none is up or starting.
             make: makes an actor of a spec, a seat and a name; None: one that holds a vLLM engine.
 
         Raises:
@@ -97,7 +100,7 @@ class VllmRolloutPool:
         for number, spec in enumerate(specs):
             seat = seats[number] if number < len(seats) else None
             slots.append(EngineSlot(spec, lambda spec, name, seat=seat: make(spec, seat, name), faults))
-        pool = cls(slots)
+        pool = cls(slots, no_engine_s=no_engine_s)
         try:
             await pool._start()
         except BaseException:
@@ -321,7 +324,7 @@ class VllmRolloutPool:
         for slot in self._slots:
             if admit and slot.state == SlotState.LOADED:
                 await self._admit(slot)
-        self._say_what_is_waited_for()
+        self._absence.look(self._slots)
 
     async def _admit(self, slot: EngineSlot) -> None:
         """An engine joins: it gets the current weights before its first request."""
@@ -339,16 +342,8 @@ class VllmRolloutPool:
             return
         else:
             slot.serve()
+            self._absence.end()
             logger.info("%s joins", slot.name)
-
-    def _say_what_is_waited_for(self) -> None:
-        now = time.monotonic()
-        if self._up or now - self._said_s < SAY_S:
-            return
-        if self._said_s:
-            states = ", ".join(f"{slot.name} is {slot.state.value}" for slot in self._slots)
-            logger.warning("no rollout engine is up; waiting: %s", states)
-        self._said_s = now
 
     async def _call(self, slot: EngineSlot, method: str, *arguments: Any) -> Any:
         """One call of one engine.

@@ -22,4 +22,5 @@ class WatchdogConfig:
     min_disk_mib_s: Positive = 20.0  # what the slowest disk moves in a second that is not taken for one that hangs
     judge_s: Positive = 900.0  # one answer of a judge actor, retries included, outages of its endpoint not
     node_poll_s: Positive = 5.0  # between two looks at the cluster's nodes
+    no_engine_s: Positive = 1800.0  # with no engine up or starting, until the run ends; resume=auto goes on
     max_restarts: NonNegativeInt = 3  # of a lost or stuck learner, in a row without a new step between them

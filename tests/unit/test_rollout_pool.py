@@ -11,7 +11,7 @@ import pytest
 
 from mrpo.choices import Device, Placement, WeightTransfer
 from mrpo.config import ClusterConfig, Config
-from mrpo.errors import LearnerLostError
+from mrpo.errors import EngineError, LearnerLostError
 from mrpo.faults import FaultKind
 from rollout.engine_slot import SlotState
 from rollout.pool import STOP_TRACE_S, TICK_S, VllmRolloutPool
@@ -103,10 +103,12 @@ class FakeSlot:
         self.causes.append(f"{kind.value}: {cause}")
 
 
-def pool_of(*states: Sequence[SlotState]) -> tuple[VllmRolloutPool, list[FakeSlot], list[str]]:
+def pool_of(
+    *states: Sequence[SlotState], no_engine_s: float = 60.0
+) -> tuple[VllmRolloutPool, list[FakeSlot], list[str]]:
     diary: list[str] = []
     slots = [FakeSlot(f"engine-{number}", diary, list(of_one)) for number, of_one in enumerate(states)]
-    pool = VllmRolloutPool(slots)  # type: ignore[arg-type]
+    pool = VllmRolloutPool(slots, no_engine_s=no_engine_s)  # type: ignore[arg-type]
     return pool, slots, diary
 
 
@@ -191,5 +193,49 @@ def test_an_engine_that_writes_its_recording_has_a_deadline_of_its_own(silent: b
         assert traces == ([] if silent else [b"trace"])
         causes = ["engine_stuck: engine-0 did not answer stop_trace, and made no step, for 1800 s; see its log"]
         assert slot.causes == (causes if silent else [])
+
+    run(body)
+
+
+def test_a_pool_without_an_engine_ends_the_call_with_what_each_waits_for() -> None:
+    pool, slots, _ = pool_of((SlotState.PENDING,), (SlotState.LOST,), no_engine_s=5 * TICK_S)
+    slots[1].causes.append("engine-1 died: out of memory")
+    message = (
+        r"no rollout engine was up or starting for watchdog\.no_engine_s=0\.5 s: "
+        r"engine-0 is pending \(Ray has no room for its actor\), engine-1 is lost \(engine-1 died: out of memory\); "
+        r"add a node .* resume=auto"
+    )
+
+    async def body() -> None:
+        with pytest.raises(EngineError, match=message):
+            await pool.receivers()
+
+    run(body)
+
+
+def test_starting_is_bounded_by_its_own_deadline_and_one_that_serves_begins_the_wait_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rollout.absence.SAY_S", TICK_S)
+    waits = [SlotState.PENDING] * 4
+    states = [*waits, *[SlotState.STARTING] * 12, SlotState.LOADED]
+    pool, (slot,), _ = pool_of(states, no_engine_s=6 * TICK_S)
+
+    async def body() -> None:
+        await pool._until(lambda: slot.state == SlotState.UP)
+        slot.state, slot.states = SlotState.LOST, [*waits, SlotState.LOADED]
+        await pool._until(lambda: slot.state == SlotState.UP)
+
+    run(body)
+
+
+def test_time_in_which_nobody_waits_for_an_engine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner worked for an hour meanwhile."""
+    monkeypatch.setattr("rollout.absence.SAY_S", TICK_S)
+    pool, (slot,), _ = pool_of((SlotState.PENDING, SlotState.PENDING, SlotState.LOADED), no_engine_s=10 * TICK_S)
+    pool._absence._looked_s -= 3600.0
+
+    async def body() -> None:
+        await pool._until(lambda: slot.state == SlotState.UP)
 
     run(body)
