@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorAlreadyExistsError
 
-MOST_NAMES = 1000  # of actors that share a name but for a number
+from mrpo.ray_nodes import under_free_name
 
 
 def named_actor(cls: type, name: str, *args: Any, options: Mapping[str, Any], **kwargs: Any) -> tuple[Any, str]:
@@ -22,11 +20,12 @@ def named_actor(cls: type, name: str, *args: Any, options: Mapping[str, Any], **
         options: Ray's, but for the name.
         kwargs: of `cls`.
     """
-    for free in (name, *(f"{name}.{number}" for number in range(2, MOST_NAMES))):
+
+    def make(free: str) -> Any:
         actor_class: Any = ray.remote(_called(cls, free)).options(name=free, **options)
-        with suppress(ActorAlreadyExistsError):  # another pool of the job has it, or one that ended a moment ago
-            return actor_class.remote(*args, **kwargs), free
-    raise AssertionError(f"{MOST_NAMES} actors are named {name}")
+        return actor_class.remote(*args, **kwargs)
+
+    return under_free_name(name, make)
 
 
 def _called(cls: type, name: str) -> type:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import logging
 import re
 import time
@@ -12,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import ActorAlreadyExistsError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from learner.actor import LearnerActor
 from learner.spec import LearnerSpec
 from mrpo.errors import LearnerLostError, LearnerStuckError, MRPOError, ResourceError
-from mrpo.ray_nodes import kill_process, record_stacks
+from mrpo.ray_nodes import kill_process, record_stacks, under_free_name
 from mrpo.stacks import ActorProcess, waits_in_collective
 
 log = logging.getLogger(__name__)
@@ -59,16 +57,12 @@ class Ranks:
     def add(self, spec: LearnerSpec, options: Mapping[str, Any]) -> None:
         """Start the actor of the next rank; `options` are Ray's, without a name."""
         rank = len(self.handles)
-        for generation in itertools.count(1):
-            name = f"learner-{rank}" if generation == 1 else f"learner-{rank}.{generation}"
-            with contextlib.suppress(ActorAlreadyExistsError):  # Ray frees the names of the dead late
-                self.handles.append(
-                    ray.remote(concurrency_groups={WRITERS: 1})(LearnerActor)
-                    .options(name=name, **options)
-                    .remote(spec, rank)
-                )
-                self._names.append(name)
-                return
+        actor_class: Any = ray.remote(concurrency_groups={WRITERS: 1})(LearnerActor)
+        handle, name = under_free_name(
+            f"learner-{rank}", lambda free: actor_class.options(name=free, **options).remote(spec, rank)
+        )
+        self.handles.append(handle)
+        self._names.append(name)
 
     async def locate(self) -> list[str]:
         """The node of every rank; from here on their stacks can be asked for."""

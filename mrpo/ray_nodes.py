@@ -1,4 +1,4 @@
-"""What is asked of the nodes of a Ray cluster: what an actor's process is doing there, and that it ends.
+"""What is asked of a Ray cluster's nodes: what an actor's process is doing there, and that it ends; actors' names.
 
 Shared by the parts that keep actors (learner, rollout, judge) and by the composition root; needs Ray up.
 """
@@ -6,15 +6,17 @@ Shared by the parts that keep actors (learner, rollout, judge) and by the compos
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import ActorAlreadyExistsError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrpo.atomic import write_text
@@ -26,6 +28,24 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NODE_TIMEOUT_S = 40.0  # a worker that is started for the question takes seconds; py-spy up to 20
+
+
+def under_free_name(name: str, make: Callable[[str], T], numbers: Iterator[int] | None = None) -> tuple[T, str]:
+    """Make an actor under the first of `name`, `name.2`, … that is free: Ray frees the names of the dead late.
+
+    Args:
+        name: of the actor, as Ray's dashboard is to show it.
+        make: makes it under the name it is given.
+        numbers: those that may be tried, from 1 (without a suffix); None: all. What was tried is taken out of it.
+
+    Returns:
+        The actor and its name.
+    """
+    for number in itertools.count(1) if numbers is None else numbers:
+        free = name if number == 1 else f"{name}.{number}"
+        with suppress(ActorAlreadyExistsError):
+            return make(free), free
+    raise AssertionError(f"no number is left for another actor {name}")
 
 
 async def on_node(node_id: str, function: Callable[..., T], *arguments: Any, timeout_s: float = NODE_TIMEOUT_S) -> T:

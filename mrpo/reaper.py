@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 import psutil
 
 from mrpo.host import SHM_FOLDER, WEIGHTS_PREFIX
+from mrpo.processes import descendants_of, kill_and_wait
 
 POLL_S = 2.0  # between two looks at what the command has started
 GRACE_S = 3.0  # in which processes may end by themselves
@@ -57,13 +58,10 @@ def main(arguments: Sequence[str]) -> None:
     known: dict[int, psutil.Process] = {}
     while not select.select([sys.stdin], [], [], POLL_S)[0]:
         _learn(command, known, {*spare, os.getpid()})
-    for process in _descendants_of(known.values()):
+    for process in descendants_of(known.values()):
         known.setdefault(process.pid, process)
     _, alive = psutil.wait_procs(list(known.values()), timeout=GRACE_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=GRACE_S)
+    kill_and_wait(alive, GRACE_S)
     for pid in known:
         for path in SHM_FOLDER.glob(f"{WEIGHTS_PREFIX}{pid}-*"):
             path.unlink(missing_ok=True)
@@ -79,15 +77,6 @@ def _learn(command: int, known: dict[int, psutil.Process], others: set[int]) -> 
         # The dead stay known by their pid alone where they may have left a buffer.
         if not any(SHM_FOLDER.glob(f"{WEIGHTS_PREFIX}{pid}-*")):
             del known[pid]
-
-
-def _descendants_of(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """What they have started since the last look."""
-    found = []
-    for process in list(processes):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += process.children(recursive=True)
-    return found
 
 
 if __name__ == "__main__":

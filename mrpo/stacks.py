@@ -18,6 +18,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from mrpo.processes import kill_and_wait
+
 SIGNAL = signal.SIGRTMIN + 5  # a real-time signal: no library that runs here uses one
 FILE_NAME = "mrpo-stacks"  # of the file in memory, as /proc shows it
 ANSWER_TIMEOUT_S = 5.0
@@ -101,12 +105,10 @@ def kill(pid: int, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
     if not is_actor(pid):
         return False
     try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
         return False
-    ends_at = time.monotonic() + timeout_s
-    while _state(pid) != "Z" and time.monotonic() < ends_at:
-        time.sleep(QUIET_S / 10)
+    kill_and_wait([process], timeout_s)
     return True
 
 

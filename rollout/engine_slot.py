@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -14,11 +16,12 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from mrpo.errors import EngineError, MRPOError
 from mrpo.faults import Fault, FaultKind, FaultLog
-from mrpo.ray_nodes import on_node, record_stacks
+from mrpo.processes import descendants_of, kill_and_wait
+from mrpo.ray_nodes import on_node, record_stacks, under_free_name
 from mrpo.stacks import ActorProcess
 from rollout.pulse import Pulse
 from rollout.spec import EngineSpec
@@ -70,7 +73,7 @@ class EngineSlot:
         self._make = make
         self._faults = faults
         self._fault: Fault | None = None
-        self._generation = 0
+        self._generations = itertools.count(1)  # no two lives share a name
         self._life: _Life | None = None
         self._info: WorkerInfo | None = None
         self._placed_s = 0.0
@@ -113,7 +116,8 @@ class EngineSlot:
     def start(self) -> None:
         """Ask Ray for the actor."""
         assert self.state == SlotState.LOST
-        name, handle = self._named()
+        make = functools.partial(self._make, self.spec)
+        handle, name = under_free_name(self.spec.name, make, self._generations)
         self._life = _Life(
             name=name,
             handle=handle,
@@ -224,17 +228,6 @@ class EngineSlot:
             self._burial = None
             self.start()
 
-    def _named(self) -> tuple[str, Any]:
-        """A new actor under a name that is free: Ray may keep a dead one's for a while."""
-        while True:
-            self._generation += 1
-            number = self._generation
-            name = self.spec.name if number == 1 else f"{self.spec.name}.{number}"
-            try:
-                return name, self._make(self.spec, name)
-            except ActorAlreadyExistsError:
-                continue
-
     async def _bury(self, life: _Life, info: WorkerInfo | None, stuck: Fault | None) -> None:
         """End what is left of a life. A GPU's memory is free only when its processes are truly gone."""
         if info is not None and stuck is not None:
@@ -274,19 +267,11 @@ def end_processes(processes: tuple[tuple[int, float], ...]) -> list[int]:
     """
     found: list[psutil.Process] = []
     for pid, created_s in processes:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             if abs(process.create_time() - created_s) < 1.0:
-                found += [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-    for process in found:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    _, alive = psutil.wait_procs(found, timeout=GONE_TIMEOUT_S)
-    return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+                found.append(process)
+    return kill_and_wait([*found, *descendants_of(found)], GONE_TIMEOUT_S)
 
 
 def explain(spec: EngineSpec, error: RayError) -> MRPOError:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from mrpo.orphans import die_with_parent
+from mrpo.processes import descendants_of, kill_and_wait
 from mrpo.stacks import answer_stack_requests
 from mrpo.types import Completion, RolloutRequest, ScoreSample
 from rollout.engine_thread import EngineThread
@@ -56,7 +59,6 @@ class RolloutWorker:
 
     async def placed(self) -> WorkerInfo:
         """Where this is; known while the engine still starts."""
-        import psutil
         import ray
 
         this = psutil.Process()
@@ -154,7 +156,7 @@ class RolloutWorker:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._call(lambda engine: engine.close()), CLOSE_TIMEOUT_S)
         self._thread.stop()
-        kill_children(os.getpid())
+        kill_and_wait(descendants_of([psutil.Process()]), 0.0)
 
     async def _call(self, function: Callable[[Engine], Any]) -> Any:
         return await asyncio.wrap_future(self._thread.call(function))
@@ -206,13 +208,3 @@ def _redirect_output(path: str) -> None:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)
-
-
-def kill_children(pid: int) -> None:
-    """Kill every process that descends from `pid`."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
