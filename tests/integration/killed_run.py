@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,27 @@ class Run:
             assert self.process.poll() is None, self.shown
             assert time.monotonic() < ends_at, f"nothing within {TIMEOUT_S} s: {self.shown}"
             time.sleep(POLL_S)
+
+    def stop_when(self, happens: Callable[[], object]) -> list[psutil.Process]:
+        """Every process of the run, stopped while it happens: what is then killed dies in the middle of it."""
+        while True:
+            self.wait_until(lambda: bool(happens()))
+            family = self.stopped()
+            if happens():
+                return family
+            for process in family:  # it was over before all stood still
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    def stopped(self) -> list[psutil.Process]:
+        """Every process of the run, stopped; those too that others began while they were stopped."""
+        family: list[psutil.Process] = []
+        while new := [process for process in self.family() if process not in family]:
+            for process in new:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            family += new
+        return family
 
     def family(self) -> list[psutil.Process]:
         """Every process of the run, the command first."""
