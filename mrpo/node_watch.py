@@ -23,6 +23,7 @@ class NodeWatch:
         self._faults = faults
         self._seen: dict[str, str] | None = None
         self._open: list[Fault] = faults.left_open(FaultKind.NODE_LOST)
+        self._early: list[str] = []  # addresses of nodes that joined when none was known to be lost
         self.num_lost = 0
         self.num_joined = 0
 
@@ -30,17 +31,30 @@ class NodeWatch:
         """Take note of the nodes that are alive now: Ray's id → address. The first look is what others compare with."""
         seen, self._seen = self._seen, dict(alive)
         if seen is None:
-            for fault in [item for item in self._open if item.who.rpartition(" (")[0] in alive.values()]:
-                self._open.remove(fault)
-                self._faults.end(fault)
+            for fault in [item for item in self._open if _address(item) in alive.values()]:
+                self._end(fault)
             return
         for node_id, address in seen.items():
             if node_id not in alive:
                 self.num_lost += 1
-                self._open.append(self._faults.begin(FaultKind.NODE_LOST, f"{address} ({node_id[:8]})"))
+                fault = self._faults.begin(FaultKind.NODE_LOST, f"{address} ({node_id[:8]})")
+                self._open.append(fault)
+                if address in self._early:  # Ray hears of a restarted machine before it gives the earlier life up
+                    self._early.remove(address)
+                    self._end(fault)
         for node_id, address in alive.items():
             if node_id not in seen:
                 self.num_joined += 1
                 logger.info("node %s (%s) has joined; the cluster has %d", address, node_id[:8], len(alive))
                 if self._open:
-                    self._faults.end(self._open.pop(0))
+                    self._end(next((fault for fault in self._open if _address(fault) == address), self._open[0]))
+                else:
+                    self._early.append(address)
+
+    def _end(self, fault: Fault) -> None:
+        self._open.remove(fault)
+        self._faults.end(fault)
+
+
+def _address(fault: Fault) -> str:
+    return fault.who.rpartition(" (")[0]

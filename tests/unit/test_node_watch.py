@@ -40,3 +40,21 @@ def test_a_node_that_joins_where_none_was_lost_is_no_fault(tmp_path: Path) -> No
     watch.look({"a" * 40: "10.0.0.1", "b" * 40: "10.0.0.2"})
     assert watch.num_joined == 1
     assert read_faults(tmp_path) == []
+
+
+def test_a_machine_that_is_back_before_its_loss_is_noticed_is_whole_at_once(tmp_path: Path) -> None:
+    watch = NodeWatch(FaultLog(tmp_path / FAULTS_FILE))
+    watch.look({"a" * 40: "10.0.0.1", "b" * 40: "10.0.0.2", "d" * 40: "10.0.0.3"})
+    watch.look({"a" * 40: "10.0.0.1", "b" * 40: "10.0.0.2", "d" * 40: "10.0.0.3", "c" * 40: "10.0.0.2"})
+    watch.look({"a" * 40: "10.0.0.1", "c" * 40: "10.0.0.2"})
+    faults = {fault.who: fault.recovery_s for fault in read_faults(tmp_path)}
+    assert faults["10.0.0.2 (bbbbbbbb)"] is not None
+    assert faults["10.0.0.3 (dddddddd)"] is None, "nobody came for it"
+
+
+def test_a_node_ends_the_fault_of_its_own_machine_first(tmp_path: Path) -> None:
+    watch = NodeWatch(FaultLog(tmp_path / FAULTS_FILE))
+    watch.look({"a" * 40: "10.0.0.1", "b" * 40: "10.0.0.2"})
+    watch.look({})
+    watch.look({"c" * 40: "10.0.0.2"})
+    assert [fault.recovery_s is not None for fault in read_faults(tmp_path)] == [False, True]
