@@ -215,7 +215,7 @@ class EngineSlot:
             return
         if state != SlotState.PENDING:
             with contextlib.suppress(TimeoutError, RayError, MRPOError):
-                await asyncio.wait_for(_answer(life.handle.close.remote()), CLOSE_TIMEOUT_S + 1)
+                await asyncio.wait_for(life.handle.close.remote(), CLOSE_TIMEOUT_S + 1)
         with contextlib.suppress(TimeoutError):  # on a node that does not answer, it ends by itself
             await asyncio.wait_for(self._bury(life, self._info, None), CLOSE_TIMEOUT_S)
 
@@ -246,10 +246,6 @@ class EngineSlot:
             return
         if left:
             logger.error("%s: processes %s did not end within %g s", life.name, left, GONE_TIMEOUT_S)
-
-
-async def _answer(reference: Any) -> Any:
-    return await reference
 
 
 def _is_done(reference: Any) -> bool:

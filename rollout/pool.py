@@ -353,7 +353,7 @@ class VllmRolloutPool:
             _LostError: the engine is lost, and that is dealt with.
         """
         name, pulse = slot.name, slot.pulse
-        answer = asyncio.ensure_future(_answer(getattr(slot.handle, method).remote(*arguments)))
+        answer = asyncio.ensure_future(getattr(slot.handle, method).remote(*arguments))
         pulse.sign()
         timeout_s, setting = self._rollout.stall_timeout_s, "rollout.stall_timeout_s="
         if method == "stop_trace":
@@ -386,7 +386,3 @@ class VllmRolloutPool:
             if isinstance(answer, BaseException) and not isinstance(answer, _LostError):
                 raise answer
         return [None if isinstance(answer, _LostError) else answer for answer in answers]
-
-
-async def _answer(reference: Any) -> Any:
-    return await reference
