@@ -16,7 +16,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from mrpo.config.watchdog import WatchdogConfig
-from mrpo.errors import EngineError, ParityError, WeightSyncError
+from mrpo.errors import EngineError, LearnerLostError, ParityError, WeightSyncError
 from mrpo.faults import FaultKind, FaultLog
 from mrpo.parity import compare_logprobs, require_parity
 from mrpo.placement import Seat
@@ -70,6 +70,7 @@ class VllmRolloutPool:
         self._may_start = True  # an engine that shares GPUs: only while the learner is idle
         self._closed = False
         self._absence = Absence(no_engine_s)
+        self._learner_lost: LearnerLostError | None = None  # since the last weight update; nobody can join
         self._tended_s = 0.0
 
     @classmethod
@@ -269,7 +270,7 @@ class VllmRolloutPool:
         """Call after a finished weight update: drops what was cached under the old weights and stamps completions."""
         slots = await self._sound(list({slot.name: slot for slot in [*self._up, *self._still_receiving]}.values()))
         self._receiving.clear()
-        self._version, self._probe = version, None
+        self._version, self._probe, self._learner_lost = version, None, None
         for slot, answer in zip(slots, await self._all(slots, "set_policy_version", [version]), strict=True):
             if answer is True:
                 slot.serve()
@@ -321,8 +322,10 @@ class VllmRolloutPool:
             for slot in self._slots:
                 slot.poll(may_start=self._may_start)
             self._tended_s = time.monotonic()
+        if admit and self._learner_lost is not None and not self._up:
+            raise self._learner_lost
         for slot in self._slots:
-            if admit and slot.state == SlotState.LOADED:
+            if admit and slot.state == SlotState.LOADED and self._learner_lost is None:
                 await self._admit(slot)
         self._absence.look(self._slots)
 
@@ -340,6 +343,10 @@ class VllmRolloutPool:
             slot.fail(slot.name, FaultKind.ENGINE_LOST, f"{slot.name} has not got the weights: {error}")
         except _LostError:
             return
+        except LearnerLostError as error:
+            # What others have begun is finished first: an engine that runs requests takes no weights afterwards.
+            self._learner_lost = error
+            logger.warning("%s cannot join before the learner is there again: %s", slot.name, error)
         else:
             slot.serve()
             self._absence.end()

@@ -239,3 +239,31 @@ def test_time_in_which_nobody_waits_for_an_engine_does_not_count(monkeypatch: py
         await pool._until(lambda: slot.state == SlotState.UP)
 
     run(body)
+
+
+def test_a_learner_lost_while_an_engine_joins_breaks_off_nothing_that_others_do() -> None:
+    pool, slots, _ = pool_of((SlotState.UP,), (SlotState.LOADED,))
+    lost = True
+    asked: list[str] = []
+
+    async def bring(handles: Sequence[Any]) -> None:
+        asked.extend(handle.name for handle in handles)
+        if lost:
+            raise LearnerLostError("learner-0 died")
+
+    pool.bring_weights = bring
+
+    async def body() -> None:
+        nonlocal lost
+        for _ in range(3):
+            await pool._tend()
+        assert asked == ["engine-1"], "it is not asked again"
+        slots[0].state = SlotState.LOST
+        with pytest.raises(LearnerLostError, match="learner-0 died"):
+            await pool._until(lambda: bool(pool.handles))  # nobody serves
+        slots[0].state, lost = SlotState.UP, False
+        await pool.set_policy_version(4)
+        await pool._tend()
+        assert [slot.state for slot in slots] == [SlotState.UP, SlotState.UP]
+
+    run(body)
