@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 TIMELINE_SPANS = 100_000
 OBJECT_STORE_BYTES = 256 * 2**20  # completions and advantages are small; weights travel outside Ray
 STRAY_GRACE_S = 3.0
+PROBE_S = 5.0  # for a cluster's port to answer; Ray's own patience is minutes
 
 
 def start_ray(
@@ -67,15 +69,24 @@ def init_ray(config: Config, *, learner: bool, engines: bool) -> None:
         return
     from mrpo.cluster_check import check_cluster
 
+    address = config.cluster.address
     try:
-        ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        _require_listener(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterError(
-            f"no Ray cluster can be joined at cluster.address={config.cluster.address} ({_first_line(error)}); does "
+            f"no Ray cluster can be joined at cluster.address={address} ({_first_line(error)}); does "
             "`ray status` there show one (`ray start --head` starts it)? Without the setting this machine is used alone"
         ) from error
     check_cluster(config)
     check_gpus(config, int(ray.cluster_resources().get("GPU", 0)), learner=learner, engines=engines)
+
+
+def _require_listener(address: str) -> None:
+    """Raises `OSError` where nobody listens at host:port; other forms of an address (`auto`) are Ray's to look up."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
 
 
 def _init_local(config: Config, num_cpus: int) -> None:

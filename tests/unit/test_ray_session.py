@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import time
+
 import pytest
 
 from mrpo.config import ClusterConfig, Config
@@ -48,3 +51,13 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
     config = Config(cluster=ClusterConfig(address="auto"))
     with pytest.raises(ClusterError, match=r"cluster\.address=auto \(Could not find.*ray start --head"):
         init_ray(config, learner=True, engines=True)
+
+
+def test_a_port_where_nobody_listens_is_told_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        config = Config(cluster=ClusterConfig(address=f"127.0.0.1:{taken.getsockname()[1]}"))
+        started = time.monotonic()
+        with pytest.raises(ClusterError, match=r"cluster\.address=127\.0\.0\.1:\d+ \(.*refused.*ray start --head"):
+            init_ray(config, learner=True, engines=True)
+        assert time.monotonic() - started < 60.0  # Ray itself looks for minutes
