@@ -72,7 +72,7 @@ class Sampling:
         return due
 
     def close(self) -> None:
-        """Have engines drop what they still run."""
+        """Listen no longer; what engines still run for this call they finish, and nobody gets it."""
         for task in (task for tasks in self._streams.values() for task in tasks):
             task.cancel()
 

@@ -15,10 +15,12 @@ from ray.exceptions import RayActorError
 from judge.accounting import RequestUsage, Served
 from judge.actor_link import ActorLink, ActorLost
 from judge.availability import Event, Opened
+from judge.pulse import Pulse
 from judge.worker import GATHER_S, Ended, JudgeWorker, Order
 from mrpo.choices import JudgeKind
 from mrpo.config import BreakerConfig, JudgeConfig
 from mrpo.errors import DataError
+from mrpo.faults import FaultLog
 from mrpo.types import Verdicts
 
 pytestmark = pytest.mark.timeout(120)
@@ -52,6 +54,9 @@ class Method:
     def __init__(self, of: Handle, name: str) -> None:
         self._of, self._name = of, name
 
+    def options(self, **_: Any) -> Method:
+        return self
+
     def remote(self, *args: Any) -> asyncio.Future[Any]:
         return asyncio.ensure_future(self._of.call(self._name, args))
 
@@ -63,6 +68,7 @@ class Handle:
         self._make = make
         self._worker: JudgeWorker | None = make()
         self._dies: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._life = 1
         self.num_calls: dict[str, int] = {}
         self.give_up_is_lost = False
 
@@ -75,6 +81,8 @@ class Handle:
             raise RayActorError()
         if name == "give_up" and self.give_up_is_lost:
             return None
+        if name == "ping":
+            return "this node", self._life  # another process is another life
         call = asyncio.ensure_future(getattr(self._worker, name)(*args))
         await asyncio.wait({call, self._dies}, return_when=asyncio.FIRST_COMPLETED)
         if not call.done():
@@ -88,12 +96,24 @@ class Handle:
 
     def come_up(self) -> None:
         self._dies = asyncio.get_running_loop().create_future()
+        self._life += 1
         self._worker = self._make()
 
 
 def link_of(handle: Any, events: list[Event] | None = None, open_now: Callable[[], list[int]] = list) -> ActorLink:
     heard: list[Event] = [] if events is None else events
-    return ActorLink(handle, "judge actor 0", on_event=heard.append, on_up=lambda: None, open_now=open_now)
+    return ActorLink(
+        handle,
+        "judge-0",
+        capacity=8,
+        pulse=Pulse(handle, "judge-0", timeout_s=20.0, log_dir=None),
+        stall_timeout_s=60.0,
+        admits=lambda keys: None,
+        faults=FaultLog(None),
+        on_event=heard.append,
+        on_up=lambda: None,
+        open_now=open_now,
+    )
 
 
 def unasked(requests: Sequence[RequestUsage] | None) -> None:
@@ -235,7 +255,7 @@ async def test_calls_of_a_moment_share_a_message(image: str) -> None:
     with ScriptedServer(lambda *_: reply(GOOD)) as server:
         handle = Handle(lambda: worker_of(server.url))
         link = link_of(handle)
-        await link.start()
+        await link.start([True])
         served = await asyncio.gather(
             *(link.rule(judge_request(image, key=str(n)), 4, None, unasked) for n in range(100))
         )
@@ -251,7 +271,7 @@ async def test_calls_of_a_lost_actor_end_as_lost_and_it_serves_again(image: str)
     with ScriptedServer(lambda number, _: reply(GOOD, delay_s=20.0 if number < 5 else 0.0)) as server:
         handle = Handle(lambda: worker_of(server.url))
         link = link_of(handle)
-        await link.start()
+        await link.start([True])
         calls = [asyncio.create_task(link.rule(judge_request(image), 4, None, unasked)) for _ in range(5)]
         while len(server.requests) < 5:
             await asyncio.sleep(0.01)
@@ -271,7 +291,7 @@ async def test_calls_sent_to_an_actor_that_died_and_came_up_unseen_are_lost_not_
     with ScriptedServer(lambda *_: reply(GOOD)) as server:
         handle = Handle(lambda: worker_of(server.url))
         link = link_of(handle)
-        await link.start()
+        await link.start([True])
         handle.die()
         handle.come_up()  # before the link has heard that it died
         call = asyncio.create_task(link.rule(judge_request(image), 4, None, unasked))
@@ -289,7 +309,7 @@ async def test_an_actor_that_comes_up_again_learns_which_circuits_are_open(image
     with ScriptedServer(lambda *_: reply(GOOD)) as server:
         handle = Handle(lambda: worker_of(server.url))
         link = link_of(handle, open_now=lambda: open_now)
-        await link.start()
+        await link.start([True])
         open_now.append(0)
         handle.die()
         handle.come_up()
@@ -312,7 +332,7 @@ async def test_a_call_given_up_at_once_does_not_hold_its_slot(image: str) -> Non
             )
         )
         link = link_of(handle)
-        await link.start()
+        await link.start([True])
         call = asyncio.create_task(link.rule(judge_request(image, ["Slow.", "A CT."]), 4, None, told.append))
         await asyncio.sleep(0)  # it is in the queue
         call.cancel()
@@ -330,7 +350,7 @@ async def test_what_a_given_up_call_had_sent_is_told_once_whether_its_actor_live
     with ScriptedServer(lambda *_: reply(GOOD, delay_s=20.0)) as server:
         handle = Handle(lambda: worker_of(server.url))
         link = link_of(handle)
-        await link.start()
+        await link.start([True])
         for _ in range(2):
             call = asyncio.create_task(link.rule(judge_request(image), 4, None, told.append))
             number = len(server.requests)

@@ -15,9 +15,10 @@ import torch
 
 from learner.actor import LearnerActor
 from learner.distributed import free_port
+from learner.receivers import Receivers
 from learner.spec import spec_of
 from learner.weight_sync import SyncStats
-from mrpo.choices import Device, Placement
+from mrpo.choices import Device, Placement, WeightTransfer
 from mrpo.config import ClusterConfig, Config
 from mrpo.types import SftSample
 from tests.integration.learner_world import build_world, completions, device, spec, to_score
@@ -52,12 +53,14 @@ def test_a_shared_gpu_gets_its_cached_memory_back_after_every_call(
     actor = LearnerActor(replace(spec(tmp_path), shares_gpu=shares_gpu), 0)
     folder = tmp_path / "saved"
     folder.mkdir()
+    nobody = Receivers(engines=(), transfer=WeightTransfer.SHM, ranks_per_engine=1)
     calls: dict[str, Callable[[], object]] = {
         "start": lambda: actor.start("127.0.0.1", free_port(), ["here"]),
         "warm_start": lambda: actor.warm_start(examples, 1, 1, 1e-3, 0),
         "step": lambda: actor.step(samples, 0.0),
         "score": lambda: actor.score(to_score(samples)),
-        "publish": actor.publish,
+        "publish": lambda: actor.publish(nobody),
+        "snapshot": lambda: actor.snapshot(0.0),
         "save": lambda: actor.save(str(folder)),
         "load": lambda: actor.load(str(folder)),
     }
@@ -65,7 +68,7 @@ def test_a_shared_gpu_gets_its_cached_memory_back_after_every_call(
         call()
         assert len(emptied) == (1 if shares_gpu else 0), name
         emptied.clear()
-        actor._sender = Sender()  # engines are not met here
+        actor._sender, actor._met = Sender(), nobody.ids  # engines are not met here
     with pytest.raises(ValueError, match="cannot read image"):
         actor.step([bad], 0.0)
     assert len(emptied) == (1 if shares_gpu else 0)
