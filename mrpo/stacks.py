@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from mrpo.processes import kill_and_wait
+from mrpo.processes import EXIT_GRACE_S, kill_and_wait
 
 SIGNAL = signal.SIGRTMIN + 5  # a real-time signal: no library that runs here uses one
 FILE_NAME = "mrpo-stacks"  # of the file in memory, as /proc shows it
@@ -108,7 +108,7 @@ def kill(pid: int, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
         return False
-    kill_and_wait([process], timeout_s)
+    kill_and_wait([process], timeout_s, grace_s=EXIT_GRACE_S)
     return True
 
 

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from mrpo.errors import EngineError, MRPOError
 from mrpo.faults import Fault, FaultKind, FaultLog
-from mrpo.processes import descendants_of, kill_and_wait
+from mrpo.processes import EXIT_GRACE_S, descendants_of, kill_and_wait
 from mrpo.ray_nodes import on_node, record_stacks, under_free_name
 from mrpo.stacks import ActorProcess
 from rollout.pulse import Pulse
@@ -267,7 +267,7 @@ def end_processes(processes: tuple[tuple[int, float], ...]) -> list[int]:
             process = psutil.Process(pid)
             if abs(process.create_time() - created_s) < 1.0:
                 found.append(process)
-    return kill_and_wait([*found, *descendants_of(found)], GONE_TIMEOUT_S)
+    return kill_and_wait([*found, *descendants_of(found)], GONE_TIMEOUT_S, grace_s=EXIT_GRACE_S)
 
 
 def explain(spec: EngineSpec, error: RayError) -> MRPOError:
