@@ -95,7 +95,7 @@ data: setup ## prepare a data set; ARGS="data.set=vqa_rad data.source=<folder> d
 report: setup ## write report.html of a run again; ARGS=run=runs/phantom/<time>
 	@$(BIN)/python -m mrpo.report $(OVERRIDES)
 
-test: setup ## the tests, a quarter of an hour on two cores; WORKERS=1 one after the other
+test: setup ## the tests, some 20 minutes on two cores; WORKERS=1 one after the other
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all: setup ## the tests and the long proofs
