@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import stat
@@ -15,6 +14,7 @@ from typing import IO
 
 from mrpo.data.archive import ARCHIVE_FAULTS, open_archive
 from mrpo.errors import DataError
+from mrpo.manifest import file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -183,8 +183,7 @@ def sha256_of(file: Path) -> str:
         DataError: it cannot be read.
     """
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_hash(file)
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror}); mend its permissions, or get it again") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import sysconfig
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from mrpo.atomic import write_text
 from mrpo.errors import DataError
+from mrpo.manifest import file_hash
 
 NAME = "manifest.json"
 FORMAT = 1
-BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +71,4 @@ def this_python() -> tuple[str, str]:
 
 def facts_of(path: Path) -> FileFacts:
     """Size and hash of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            size += len(block)
-    return FileFacts(name=path.name, size=size, sha256=digest.hexdigest())
+    return FileFacts(name=path.name, size=path.stat().st_size, sha256=file_hash(path))

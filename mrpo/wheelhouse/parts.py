@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mrpo.errors import DataError, first_few
-from mrpo.wheelhouse.manifest import BLOCK, FileFacts, facts_of
+from mrpo.wheelhouse.manifest import FileFacts, facts_of
+
+BLOCK = 2**20  # bytes read at once
 
 
 class PartWriter(io.RawIOBase):
