@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import psutil
 
@@ -15,6 +15,7 @@ from mrpo.console import Console
 from mrpo.errors import ClusterError, ResourceError
 from mrpo.placement import placement_of
 from mrpo.preflight import check_gpus
+from mrpo.processes import descendants_of, kill_and_wait
 from mrpo.reaper import Reaper
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def start_ray(
         learner: whether the cluster must have room for one.
         engines: whether it must have room for them.
     """
-    spare = [child.pid for child in psutil.Process().children(recursive=True)]
+    spare = [child.pid for child in descendants_of([psutil.Process()])]
     reaper = Reaper(spare)
     stack.callback(reaper.close)
     stack.callback(end_stray_processes, spare=[*spare, reaper.pid])
@@ -126,14 +127,13 @@ def end_stray_processes(spare: Sequence[int]) -> None:
     Args:
         spare: pids that were there before the parts and belong to others (an experiment tracker's, say).
     """
-    children = psutil.Process().children(recursive=True)
+    children = descendants_of([psutil.Process()])
     strays = [child for child in children if child.is_running() and child.pid not in spare]
     for child in strays:
         logger.warning("ending stray process %d", child.pid)
-        child.terminate()
-    _, alive = psutil.wait_procs(strays, timeout=STRAY_GRACE_S)
-    for child in alive:
-        child.kill()
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    kill_and_wait(strays, 0.0, grace_s=STRAY_GRACE_S)
 
 
 def _first_line(error: Exception) -> str:

@@ -60,8 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         _learn(command, known, {*spare, os.getpid()})
     for process in descendants_of(known.values()):
         known.setdefault(process.pid, process)
-    _, alive = psutil.wait_procs(list(known.values()), timeout=GRACE_S)
-    kill_and_wait(alive, GRACE_S)
+    kill_and_wait(list(known.values()), GRACE_S, grace_s=GRACE_S)
     for pid in known:
         for path in SHM_FOLDER.glob(f"{WEIGHTS_PREFIX}{pid}-*"):
             path.unlink(missing_ok=True)
