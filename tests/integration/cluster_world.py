@@ -63,6 +63,11 @@ class Nodes:
         return str(self._cluster.gcs_address)
 
     @property
+    def metrics_port(self) -> int:
+        """Of the head."""
+        return int(self._cluster.head_node.metrics_export_port)
+
+    @property
     def head_id(self) -> str:
         return str(self._cluster.head_node.node_id)
 

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
+
+import psutil
 
 from mrpo.eval.store import RESULTS_FILE
 from mrpo.rows import read_rows
@@ -26,11 +27,12 @@ def test_a_kill_in_the_middle_of_a_chunk_costs_no_ruling(tmp_path: Path) -> None
     examples = prepared(tmp_path / "sets", num=NUM)
     outputs = tmp_path / "outputs.json"
     outputs.write_text(json.dumps([{"id": item.id, "text": RIGHT} for item in examples]))
-    enough = threading.Event()
+    enough, killed = threading.Event(), threading.Event()
 
     def script(number: int, _: Received) -> Answer:
         if number >= 30:
             enough.set()
+            killed.wait(PATIENCE_S)  # or the chunk might be done before the kill comes
         return reply(CORRECT, delay_s=0.05)
 
     with ScriptedServer(script) as server:
@@ -51,9 +53,12 @@ def test_a_kill_in_the_middle_of_a_chunk_costs_no_ruling(tmp_path: Path) -> None
             arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         assert enough.wait(PATIENCE_S)
+        others = psutil.Process(first.pid).children(recursive=True)
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
-        time.sleep(1.0)  # for judge actors that notice it
+        _, alive = psutil.wait_procs(others, timeout=PATIENCE_S)  # judge actors ask on until they notice it
+        assert not alive
+        killed.set()
         assert not list((tmp_path / "out" / "parts").glob("*.parquet")), "the chunk was done before the kill"
         again = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
         asked = Counter(item.body for item in server.requests if item.method == "POST")
