@@ -21,9 +21,10 @@ from mrpo.types import FailureReason, JudgeFailure
 
 NO_REPLY = (FailureReason.TIMEOUT, FailureReason.TRANSPORT)
 PROBE_TIMEOUT_S = 5.0
-VERDICT_SHARE = (
-    0.1  # of the deadline, in which other calls may still open the circuit of an endpoint that seems to live
-)
+# How long other calls may still open the circuit of an endpoint that seems to live: a share of the deadline, but on a
+# busy machine those that were sent together end a second apart.
+VERDICT_SHARE = 0.1
+VERDICT_AT_LEAST_S = 1.0
 LOOK_EVERY_S = 0.05
 
 
@@ -84,7 +85,8 @@ class Silence:
     async def _opens(self, endpoints: list[int]) -> bool:
         """Whether one of these circuits is open by the end of the grace; no wait once all of them are heard again."""
         clock = asyncio.get_running_loop().time
-        began_s, ends_at = time.time(), clock() + VERDICT_SHARE * self._config.deadline_s
+        grace_s = max(VERDICT_AT_LEAST_S, VERDICT_SHARE * self._config.deadline_s)
+        began_s, ends_at = time.time(), clock() + grace_s
         while True:
             if any(endpoint in self._circuits.open for endpoint in endpoints):
                 return True
