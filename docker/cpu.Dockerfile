@@ -6,10 +6,11 @@ FROM python:3.11.14-slim-bookworm
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
 # g++ and the ninja of the requirements: DeepSpeed compiles its shared-memory operation at the first start.
-# libnuma: vLLM. wget, procps: probes and hooks of KubeRay, `ray up`. Debian keeps only the newest build of a package.
+# libnuma: vLLM. wget, procps: probes and hooks of KubeRay. ssh, rsync: the head of `ray up` reaches its workers from its
+# container. Debian keeps only the newest build of a package.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ libnuma1 procps rsync wget \
+    && apt-get install --yes --no-install-recommends g++ libnuma1 openssh-client procps rsync wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home mrpo \
     && mkdir -p /work /tmp/ray \

@@ -5,12 +5,12 @@ FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
 # The compiler of the base stays: DeepSpeed, vLLM and Triton build kernels at the first start. libnuma: vLLM.
-# wget, procps: probes and hooks of KubeRay, `ray up`. Ubuntu keeps only the newest build of a package. Its user 1000
-# gives way to ours.
+# wget, procps: probes and hooks of KubeRay. ssh, rsync: the head of `ray up` reaches its workers from its container.
+# Ubuntu keeps only the newest build of a package. Its user 1000 gives way to ours.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
-        g++ libnuma1 procps python3 python3-dev python3-venv rsync wget \
+        g++ libnuma1 openssh-client procps python3 python3-dev python3-venv rsync wget \
     && rm -rf /var/lib/apt/lists/* \
     && { userdel --remove ubuntu || true; } \
     && useradd --uid 1000 --create-home mrpo \

@@ -174,6 +174,7 @@ def test_a_run_on_kubernetes_composes_and_fits_its_cluster() -> None:
     config = compose_config(overrides_of(shlex.split(job["spec"]["entrypoint"])))
     assert config.resume == "auto"  # a cluster built again goes on
     assert config.run_name == job["metadata"]["name"]  # and with no other run
+    assert job["spec"]["ttlSecondsAfterFinished"] <= 300  # the nodes' GPUs are idle and taken so long
     assert job["spec"]["backoffLimit"] <= 3  # an error that is the user's to mend is tried again too
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     told_s = int(re.findall(r"seq (\d+)", head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])[0])
@@ -199,6 +200,9 @@ def test_ray_up_gets_a_cluster_it_understands() -> None:
     mounts = [item.partition("=")[2].split(":")[0] for item in docker if item.startswith("--volume=")]
     assert mounts
     assert not any(Path(keys).is_relative_to(mount) for mount in mounts), "no container sees the file of keys"
+    for image in IMAGES:  # what Ray's autoscaler, inside of the head's container, calls to reach a worker
+        (installed,) = re.findall(r"apt-get install ([^&]*)", " ".join(words for _, words in instructions(image)))
+        assert {"openssh-client", "rsync"} <= set(installed.split()), image
     with pytest.raises(Exception, match="additional"):
         validate_config(prepare_config({**read("ray-cluster.yaml"), "worker_count": 2}))
 
