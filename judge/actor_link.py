@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 REVIVE_PAUSE_S = 0.5  # between looks at an actor that Ray is restarting
 STALL_LOOKS = 20  # at an actor, within the time for which none of its calls need end
 BEGIN_TIMEOUT_S = 60.0  # for an actor to come up again; then it is placed anew
+MAX_PAUSE_S = 60.0  # between places for an actor that may not serve where Ray has put it
 MAX_ORDERS = 64  # in one message; more would go through the object store
 
 
@@ -77,6 +78,7 @@ class ActorLink:
         self.actor = actor
         self.is_up = False
         self.name = name
+        self.refusal: str | None = None  # why it may not serve where it is
         self.capacity = capacity
         self._pulse = pulse
         self._stall_timeout_s = stall_timeout_s
@@ -101,7 +103,7 @@ class ActorLink:
         return len(self._calls)
 
     async def join(self) -> list[bool]:
-        """Serve calls from the moment when the cluster has room for the actor.
+        """Serve calls from the moment when the cluster has room for the actor on a node where it may serve.
 
         Returns:
             Whether the actor has the key of each endpoint.
@@ -109,11 +111,13 @@ class ActorLink:
         Raises:
             MRPOError: it cannot read a key.
         """
+        pause_s = REVIVE_PAUSE_S
         while True:
             try:
                 keys: list[bool] = await self.actor.has_keys.remote()
-                await self.start(keys)
-                return keys
+                if await self.start(keys):
+                    return keys
+                pause_s = await self._move(pause_s)
             except RayTaskError as error:
                 if isinstance(error.cause, MRPOError):
                     raise error.cause from None  # as it was raised, without Ray's remote traceback
@@ -121,16 +125,17 @@ class ActorLink:
             except RayError:
                 await asyncio.sleep(REVIVE_PAUSE_S)  # its node went while it started
 
-    async def start(self, keys: Sequence[bool]) -> None:
-        """Serve calls from now on, where the actor may.
+    async def start(self, keys: Sequence[bool]) -> bool:
+        """Serve calls from now on; whether the actor may.
 
         Raises:
             RayError: the actor is not there.
         """
         refusal = self._admits(keys)
         if refusal is not None:
-            logger.warning("%s is left out: %s", self.name, refusal)
-            return
+            self._refuse(refusal)
+            return False
+        self.refusal = None
         self._session += 1
         told = set(self._open_now())
         await self.actor.begin.remote(self._session, list(told))
@@ -144,6 +149,7 @@ class ActorLink:
             self._faults.end(self._fault)
             self._fault = None
         self._on_up()
+        return True
 
     async def rule(
         self,
@@ -281,19 +287,35 @@ class ActorLink:
             on_given_up(None)
 
     async def _revive(self) -> None:
-        told = ""
+        pause_s = REVIVE_PAUSE_S
         while True:
             try:
                 async with asyncio.timeout(BEGIN_TIMEOUT_S):
-                    await self.start(await self.actor.has_keys.remote())
-                return
+                    if await self.start(await self.actor.has_keys.remote()):
+                        return
             except TimeoutError:
                 ray.kill(self.actor, no_restart=False)  # it is stuck again, or waits for a node that has no room
+                continue
             except RayError as error:
-                if isinstance(error, RayTaskError) and str(error.cause) != told:  # it is there, and cannot serve
-                    told = str(error.cause)
-                    logger.warning("%s does not come up: %s", self.name, told)
-                await asyncio.sleep(REVIVE_PAUSE_S)
+                if not isinstance(error, RayTaskError):
+                    await asyncio.sleep(REVIVE_PAUSE_S)
+                    continue
+                self._refuse(str(error.cause))  # it is there, and cannot serve: its key cannot be read, say
+            pause_s = await self._move(pause_s)
+
+    def _refuse(self, refusal: str) -> None:
+        """Remember why the actor may not serve; said when it is another reason than before."""
+        if refusal != self.refusal:
+            logger.warning("%s may not serve where it is, and is placed anew until it may: %s", self.name, refusal)
+            if self._fault is not None:
+                self._fault.detail += f"; then {refusal}"
+        self.refusal = refusal
+
+    async def _move(self, pause_s: float) -> float:
+        """Have Ray place the actor anew, and wait; how long to wait the next time."""
+        ray.kill(self.actor, no_restart=False)
+        await asyncio.sleep(pause_s)
+        return min(2 * pause_s, MAX_PAUSE_S)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

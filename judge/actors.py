@@ -167,7 +167,7 @@ class JudgeActors:
         """In a line, that calls wait for an actor; None where they need not."""
         if not self._num_waiting:
             return None
-        return f"judge: no actor is up, {self._num_waiting} calls wait for one"
+        return f"judge: no actor is up{self._refusals()}, {self._num_waiting} calls wait for one"
 
     def set_open(self, endpoint: int, is_open: bool) -> None:
         """Open or close an endpoint's circuit in every actor."""
@@ -194,6 +194,11 @@ class JudgeActors:
     def _up(self) -> list[ActorLink]:
         return [link for link in self._links if link.is_up]
 
+    def _refusals(self) -> str:
+        """Why actors that are there may not serve, in brackets; nothing where that is not what keeps them."""
+        found = "; ".join(f"{link.name}: {link.refusal}" for link in self._links if link.refusal is not None)
+        return f" ({found})" if found else ""
+
     async def _least_busy(self) -> ActorLink:
         config = self._config
         waits = config.on_outage == OutagePolicy.WAIT
@@ -207,7 +212,7 @@ class JudgeActors:
                     self._some_up.clear()
                     await self._some_up.wait()
         except TimeoutError:
-            raise NoActor(f"no judge actor came up within judge.{setting}={limit_s:g}") from None
+            raise NoActor(f"no judge actor came up within judge.{setting}={limit_s:g}{self._refusals()}") from None
         finally:
             self._num_waiting -= 1
         return min(up, key=lambda link: link.num_calls)

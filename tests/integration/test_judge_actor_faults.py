@@ -16,7 +16,7 @@ from judge_server import ScriptedServer, all_ones, judge_request, reply
 from judge.pool import RayJudgePool
 from mrpo.errors import ResourceError
 from mrpo.faults import Fault, FaultKind, FaultLog, read_faults
-from mrpo.types import JudgeDepths, Judgement, Verdicts
+from mrpo.types import JudgeDepths, JudgeFailure, Judgement, Verdicts
 from tests.integration.judge_pools import with_pool
 from tests.integration.test_judge_pool import GOOD, config_of
 
@@ -104,6 +104,43 @@ def test_an_actor_that_answers_but_ends_none_of_its_calls_is_replaced(image: str
         judgement, found = with_pool(config_of(server.url), scenario, faults=faults, stall_timeout_s=4.0)
     assert ruled([judgement])
     assert found[0].detail.startswith("it ended none of its calls for watchdog.judge_s=4 s and was killed (in ")
+
+
+def test_an_actor_that_may_not_serve_where_it_is_is_placed_anew_until_it_may(image: str, tmp_path: Path) -> None:
+    """Its new node has no key; calls that wait say so, also in the end."""
+    faults = FaultLog(tmp_path / "faults.jsonl")
+    refusal: str | None = "KEY is set here but not for 1 of 1 judge actors"
+    num_asked = 0
+
+    def admits(_: Any) -> str | None:
+        nonlocal num_asked
+        num_asked += 1
+        return refusal
+
+    async def scenario(pool: RayJudgePool) -> tuple[str | None, Judgement, Judgement, list[Fault]]:
+        nonlocal refusal
+        pool._actors._admits = admits
+        process_of(ray.get_actor("judge-0")).kill()
+        ends_at = time.monotonic() + RECOVERY_S
+        while num_asked < 2:  # it was moved once
+            assert time.monotonic() < ends_at
+            await asyncio.sleep(0.02)
+        call = asyncio.create_task(pool.judge(judge_request(image)))
+        await asyncio.sleep(0.1)
+        status, failed = pool.status(), await call
+        refusal = None
+        found = await mended(faults, tmp_path, 1)
+        return status, failed, await pool.judge(judge_request(image)), found
+
+    with ScriptedServer(lambda *_: reply(GOOD)) as server:
+        status, failed, later, found = with_pool(config_of(server.url, max_outage_s=2.0), scenario, faults=faults)
+    told = "judge-0: KEY is set here but not for 1 of 1 judge actors"
+    assert status == f"judge: no actor is up ({told}), 1 calls wait for one"
+    assert isinstance(failed.outcome, JudgeFailure)
+    assert failed.outcome.detail == f"no judge actor came up within judge.max_outage_s=2 ({told})"
+    assert ruled([later])
+    assert [fault.kind for fault in found] == [FaultKind.JUDGE_ACTOR_LOST]
+    assert found[0].detail.endswith("; then KEY is set here but not for 1 of 1 judge actors")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hanging"])
