@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,18 +49,19 @@ def remove_old(run: Path, *, keep_last: int, best: int | None) -> None:
             remove_tree(old.path)
 
 
-def newest_good(run: Path, on_damaged: OnDamaged) -> Checkpoint | None:
+def newest_good(run: Path, on_damaged: OnDamaged, given_up: threading.Event | None = None) -> Checkpoint | None:
     """The newest checkpoint whose files are all as they were written; None where the run has no checkpoint.
 
     Newer ones that are damaged are set aside as `step_N.damaged`, once a good one is found.
 
     Raises:
         DataError: there are checkpoints and every one is damaged; nothing is set aside then.
+        GivenUpError: `given_up` is set.
     """
     damaged: list[tuple[Checkpoint, str]] = []
     for checkpoint in reversed(list_checkpoints(run)):
         try:
-            check_manifest(checkpoint.path)
+            check_manifest(checkpoint.path, given_up=given_up)
         except DataError as error:
             damaged.append((checkpoint, str(error)))
             on_damaged(checkpoint, str(error))

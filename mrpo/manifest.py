@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,11 @@ from mrpo.errors import DataError
 
 MANIFEST = "manifest.json"
 NUM_THREADS = 4  # hashing lets other threads run; one core takes 1–2 GB/s
+BLOCK_BYTES = 2**20
+
+
+class GivenUpError(Exception):
+    """Nobody waits for the checksums any more; not a word about the files."""
 
 
 def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
@@ -31,19 +37,21 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
     write_text(folder / MANIFEST, json.dumps({"format_version": 1, "files": noted}, indent=2) + "\n")
 
 
-def check_manifest(folder: Path, *, part: str = "") -> None:
+def check_manifest(folder: Path, *, part: str = "", given_up: threading.Event | None = None) -> None:
     """Compare every file that `folder`'s manifest names with what was written, byte for byte.
 
     Args:
         folder: of a checkpoint.
         part: a folder in it, such as `hf`, to which the comparison keeps; empty: all.
+        given_up: ends it when set; 100 GiB take minutes.
 
     Raises:
         DataError: a file or the manifest is missing, cannot be read or differs; names it.
+        GivenUpError: `given_up` is set.
     """
     expected = check_sizes(folder, part=part)
     try:
-        found = _hashes(folder, list(expected))
+        found = _hashes(folder, list(expected), given_up)
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
     for name, digest in expected.items():
@@ -79,10 +87,15 @@ def check_sizes(folder: Path, *, part: str = "") -> dict[str, str]:
     return {name: digest for name, (_, digest) in expected.items()}
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_hash(path: Path, given_up: threading.Event | None = None) -> str:
+    """sha256 of a file, in hex; `given_up` as in `check_manifest`."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(BLOCK_BYTES):
+            if given_up is not None and given_up.is_set():
+                raise GivenUpError
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _files(folder: Path) -> dict[str, int]:
@@ -91,6 +104,6 @@ def _files(folder: Path) -> dict[str, int]:
     return {name: path.stat().st_size for name, path in files.items() if name != MANIFEST}
 
 
-def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
+def _hashes(folder: Path, names: list[str], given_up: threading.Event | None = None) -> dict[str, str]:
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="checksums") as threads:
-        return dict(zip(names, threads.map(lambda name: file_hash(folder / name), names), strict=True))
+        return dict(zip(names, threads.map(lambda name: file_hash(folder / name, given_up), names), strict=True))

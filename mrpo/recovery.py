@@ -6,16 +6,18 @@ bit on a CPU, and none is on record twice.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from mrpo.errors import LearnerLostError, LearnerStuckError, MRPOError, NonFiniteError
 from mrpo.faults import Fault, FaultKind, FaultLog
 from mrpo.run_reading import Checkpoint
+from mrpo.tasks import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,9 @@ class RestartableLearner(Protocol):
 class RewindableRecorder(Protocol):
     """Where the record is kept (the run folder)."""
 
-    def latest_good_checkpoint(self, on_damaged: Callable[[Checkpoint, str], None]) -> Checkpoint | None: ...
+    def latest_good_checkpoint(
+        self, on_damaged: Callable[[Checkpoint, str], None], given_up: threading.Event
+    ) -> Checkpoint | None: ...
 
     def rewind(self, step: int) -> None: ...
 
@@ -139,7 +143,7 @@ class Recovery:
 
     async def _start(self) -> Checkpoint | None:
         await self.checkpoints.abandon()  # what was being written can no longer be finished
-        checkpoint = await asyncio.to_thread(self.recorder.latest_good_checkpoint, self._passed_over)
+        checkpoint = await in_thread(partial(self.recorder.latest_good_checkpoint, self._passed_over))
         await self.make_room()
         await self.learner.restart()
         if checkpoint is not None:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,24 +244,28 @@ class RunFolder:
         found = list_checkpoints(self.path)
         return found[-1] if found else None
 
-    def latest_good_checkpoint(self, on_damaged: OnDamaged) -> Checkpoint | None:
+    def latest_good_checkpoint(
+        self, on_damaged: OnDamaged, given_up: threading.Event | None = None
+    ) -> Checkpoint | None:
         """The newest checkpoint all of whose files are as they were written; damaged ones are set aside, loudly.
 
         Args:
             on_damaged: told of each checkpoint that is passed over, and why.
+            given_up: ends the search when set.
 
         Returns:
             None where there is no checkpoint at all: the run goes on from the state it began with.
 
         Raises:
             DataError: every checkpoint is damaged.
+            GivenUpError: `given_up` is set.
         """
 
         def told(checkpoint: Checkpoint, reason: str) -> None:
             self.event(f"checkpoint {checkpoint.path.name} is passed over: {reason}", logging.ERROR)
             on_damaged(checkpoint, reason)
 
-        return newest_good(self.path, told)
+        return newest_good(self.path, told, given_up)
 
     def rewrite_config(self, config_tree: Mapping[str, Any]) -> None:
         """Put the configuration a resumed run goes on with on record, where it differs from the one before."""

@@ -25,6 +25,7 @@ from mrpo.rows import read_rows
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import Checkpoint, RunStatus
 from mrpo.stop_signals import StopSignals
+from mrpo.tasks import in_thread
 from mrpo.tracking import Tracker, make_trackers
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def open_run(config: Config) -> RunFolder:
     return run
 
 
-def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console, faults: FaultLog) -> Checkpoint | None:
+async def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console, faults: FaultLog) -> Checkpoint | None:
     """The checkpoint a resumed run goes on from, with all that came after it taken off the record.
 
     Args:
@@ -63,7 +64,10 @@ def rewind_to_checkpoint(run: RunFolder, config: Config, console: Console, fault
 
     damages: list[Fault] = []
     left_open = [fault for fault in read_faults(run.path) if fault.recovery_s is None]
-    checkpoint = run.latest_good_checkpoint(passed_over)
+    newest, checkpoint = run.latest_checkpoint(), None
+    if newest is not None:
+        with console.stage(f"checksums of {newest.path.name}"):
+            checkpoint = await in_thread(partial(run.latest_good_checkpoint, passed_over))
     step = checkpoint.step if checkpoint else 0
     run.rewind(step)
     for damage in damages:
@@ -143,9 +147,10 @@ async def record_run(
             _set_status(run, ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]]))
             raise
         finally:
-            if tracker is not None:
-                tracker.finish(failed=code is None)
             conclude(run, console, prices=config.judge.prices, started=started)
+            if tracker is not None:
+                signals.release()  # it may wait for a network, and the loop hears nothing while it does
+                tracker.finish(failed=code is None)
         return code
 
 

@@ -64,6 +64,12 @@ class StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)
 
+    def release(self) -> None:
+        """From here on they end the process, whatever it waits for."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
 
 def cancel_on_signals() -> None:
     """A signal cancels the task that calls this, for commands that keep on disk what they have."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -35,3 +36,18 @@ async def unless_set(event: asyncio.Event, work: Coroutine[Any, Any, T], reason:
         for pending in (task, stopped):
             pending.cancel()
         await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+async def in_thread(function: Callable[[threading.Event], T]) -> T:
+    """Call `function` in a thread, with an event that is set when its caller is cancelled.
+
+    The caller leaves only after `function` has, so that what this writes is written before whatever comes then.
+    """
+    given_up = threading.Event()
+    work = asyncio.create_task(asyncio.to_thread(function, given_up))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        given_up.set()
+        await asyncio.gather(work, return_exceptions=True)
+        raise

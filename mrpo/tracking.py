@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,9 @@ from mrpo.config import TensorBoardConfig, WandbConfig
 from mrpo.errors import ConfigError, ResourceError
 from mrpo.tensorboard import TensorBoardTracker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+FINISH_S = 20.0  # for what is not uploaded at a run's end; the rest stays on disk for `wandb sync`
 
 
 class Tracker(Protocol):
@@ -69,27 +72,49 @@ class Trackers:
 
 class WandbTracker:
     """A Weights & Biases run. Our step travels as a metric and is the x-axis: wandb's own only ever grows, and would
-    reject the steps that a resumed run does again."""
+    reject the steps that a resumed run does again.
 
-    def __init__(self, run: Any) -> None:
-        """Take an open `wandb.Run`."""
+    It never ends the run that it follows: `ray job stop` and the kernel's memory killer end wandb's own process too,
+    and from then on every call of it fails. That is said once; `metrics.jsonl` has all that it misses.
+    """
+
+    def __init__(self, run: Any, close: Callable[[], object] = int) -> None:
+        """Begin.
+
+        Args:
+            run: an open `wandb.Run`.
+            close: ends what wandb runs beside this process (`wandb.teardown`).
+        """
         self._run = run
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
+        self._close = close
+        self._has_failed = False
+        self._try(run.define_metric, "step")
+        self._try(partial(run.define_metric, step_metric="step"), "*")
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the numbers of one training step."""
-        self._run.log({"step": step, **metrics})
+        if not self._has_failed:
+            self._try(self._run.log, {"step": step, **metrics})
 
     def evaluation(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Send the numbers of one evaluation; before and after also become the run's summary values."""
-        self._run.log({"step": step, **metrics})
-        for key, value in metrics.items():
-            self._run.summary[f"{name}/{key}"] = value
+        if not self._has_failed:
+            self._try(self._run.log, {"step": step, **metrics})
+            self._try(self._run.summary.update, {f"{name}/{key}": value for key, value in metrics.items()})
 
     def finish(self, *, failed: bool = False) -> None:
-        """Flush and close."""
-        self._run.finish(exit_code=1 if failed else 0)
+        """Flush and close, within `FINISH_S` and a few seconds."""
+        self._try(partial(self._run.finish, exit_code=1 if failed else 0))
+        self._try(self._close)  # at the end of the process it would fail with a traceback
+
+    def _try(self, call: Callable[..., object], *values: object) -> None:
+        try:
+            call(*values)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge to wandb's process; `teardown` exits with its code
+            if not self._has_failed:
+                self._has_failed = True
+                what = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+                logger.error("wandb gets no more numbers of this run (%s); metrics.jsonl goes on", what)
 
 
 def make_trackers(
@@ -147,10 +172,10 @@ def make_tracker(config: WandbConfig, *, folder: Path, experiment: str, config_t
             dir=str(folder),
             mode="online" if config.mode == WandbMode.ONLINE else "offline",
             config=dict(config_tree),
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off", silent=True, finish_timeout=FINISH_S),
         )
     except (wandb.errors.Error, OSError) as error:
         raise ResourceError(
             f"wandb.mode={config.mode} cannot start: {error}; set wandb.mode=offline to log into {folder}"
         ) from None
-    return WandbTracker(run)
+    return WandbTracker(run, wandb.teardown)

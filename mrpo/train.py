@@ -144,7 +144,7 @@ class TrainingRun:
         log_dir = run.path / "logs"
         log_dir.mkdir(exist_ok=True)
         faults = FaultLog(run.path / FAULTS_FILE)
-        checkpoint = rewind_to_checkpoint(run, self.config, self.console, faults)
+        checkpoint = await rewind_to_checkpoint(run, self.config, self.console, faults)
         step = checkpoint.step if checkpoint else 0
         async with (
             running_parts(

@@ -136,7 +136,7 @@ class _Run:
         self.signals.catch()
         (run.path / "logs").mkdir(exist_ok=True)
         faults = FaultLog(run.path / FAULTS_FILE)
-        checkpoint = rewind_to_checkpoint(run, self.config, self.console, faults)
+        checkpoint = await rewind_to_checkpoint(run, self.config, self.console, faults)
         step = checkpoint.step if checkpoint else 0
         rewind_heldout(run.path, step)
         folder = await policy_folder(

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import re
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -338,6 +339,10 @@ class FakeRecorder:
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self.metrics[step] = dict(metrics)
 
+    @property
+    def step(self) -> int:
+        return max(self.metrics, default=0)
+
     def write_rollouts(self, step: int, traces: Sequence[ScoredTrace]) -> Path:
         self.rollouts[step] = list(traces)
         return self.folder / f"step_{step}"
@@ -375,7 +380,9 @@ class FakeRecorder:
         self.checkpoints.append(step)
         self.keep_last.add(keep_last)
 
-    def latest_good_checkpoint(self, on_damaged: Callable[[Checkpoint, str], None]) -> Checkpoint | None:
+    def latest_good_checkpoint(
+        self, on_damaged: Callable[[Checkpoint, str], None], given_up: threading.Event
+    ) -> Checkpoint | None:
         newest = max((step for step in self.checkpoints), default=None)
         return None if newest is None else Checkpoint(step=newest, path=self.folder / f"step_{newest}")
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mrpo import run_session
 from mrpo.config import Config
 from mrpo.console import Console
 from mrpo.errors import EngineError
@@ -16,7 +20,7 @@ from mrpo.run_folder import RunFolder
 from mrpo.run_reading import RunStatus, read_state
 from mrpo.run_session import record_run
 from mrpo.stop_signals import StopSignals
-from mrpo.tracking import Tracker
+from mrpo.tracking import NoTracker, Tracker
 
 
 def ended(runs: Path, error: BaseException | None) -> tuple[RunStatus, str]:
@@ -61,3 +65,40 @@ def test_a_run_that_ends_early_says_so(error: BaseException, told: str, tmp_path
 
 def test_a_run_that_is_through_is_finished(tmp_path: Path) -> None:
     assert ended(tmp_path, None)[0] == RunStatus.FINISHED
+
+
+class WaitingTracker(NoTracker):
+    """Waits for a network at the end; a user has had enough of it."""
+
+    def __init__(self, output: io.StringIO) -> None:
+        self._output = output
+        self.shown = ""  # by then
+
+    def finish(self, *, failed: bool = False) -> None:
+        self.shown = self._output.getvalue()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60.0)
+        raise AssertionError("the signal was not heard")
+
+
+def test_a_tracker_that_waits_at_the_end_comes_after_the_conclusion_and_hears_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = io.StringIO()
+    tracker = WaitingTracker(output)
+
+    def make(*arguments: object, **named: object) -> Tracker:
+        return tracker
+
+    async def train(run: RunFolder, tracker: Tracker) -> None:
+        signals.catch()
+        folders.append(run.path)
+
+    monkeypatch.setattr(run_session, "make_trackers", make)
+    config, folders = replace(Config(), runs_dir=str(tmp_path)), list[Path]()
+    with Console(1, file=output) as console:
+        signals = StopSignals(console, "", grace_s=1.0)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(record_run(config, console, signals, train, command="make train", started=0.0))
+    assert read_state(folders[0]).status == RunStatus.FINISHED
+    assert "0 of 1 steps" in tracker.shown

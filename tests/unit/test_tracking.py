@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mrpo.choices import WandbMode
 from mrpo.config import WandbConfig
 from mrpo.errors import ConfigError
-from mrpo.tracking import NoTracker, WandbTracker, make_tracker
+from mrpo.tracking import FINISH_S, NoTracker, Tracker, WandbTracker, make_tracker
 
 
 class FakeRun:
@@ -67,19 +69,45 @@ def test_numbers_arrive_unchanged_under_our_step() -> None:
     assert run.exit_code == 1
 
 
-def test_offline_run_of_the_real_package_stays_in_the_run_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import wandb
-
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
+    """Of the real package, with all its files below tmp_path; the run's folder is `run`."""
     for name in ("CACHE", "CONFIG", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     folder = tmp_path / "run"
     folder.mkdir()
     config: dict[str, Any] = {"seed": 3}
-    tracker = make_tracker(WandbConfig(mode=WandbMode.OFFLINE), folder=folder, experiment="demo", config_tree=config)
-    tracker.step(1, {"accuracy": 0.30000000000000004})
-    tracker.finish()
-    wandb.teardown()  # its writer is a process of its own, and ends with ours at the latest
-    (log,) = folder.glob("wandb/offline-run-*/run-demo-run.wandb")
+    return make_tracker(WandbConfig(mode=WandbMode.OFFLINE), folder=folder, experiment="demo", config_tree=config)
+
+
+def test_offline_run_of_the_real_package_stays_in_the_run_folder(offline: Tracker, tmp_path: Path) -> None:
+    import wandb
+
+    assert wandb.run is not None
+    assert wandb.run.settings.finish_timeout == FINISH_S  # without it, `finish` waits for a network without a bound
+    offline.step(1, {"accuracy": 0.30000000000000004})
+    offline.finish()  # its writer is a process of its own, which ends with it
+    (log,) = tmp_path.glob("run/wandb/offline-run-*/run-demo-run.wandb")
     assert json.dumps(0.30000000000000004).encode() in log.read_bytes()
+
+
+def test_a_writer_that_is_killed_ends_nothing_and_is_told_of_once(
+    offline: Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    offline.step(1, {"accuracy": 0.5})
+    writers = [child for child in psutil.Process().children(recursive=True) if child.name() == "wandb-core"]
+    for writer in writers:
+        writer.kill()
+    assert writers
+    assert not psutil.wait_procs(writers, timeout=60.0)[1]
+    offline.step(2, {"accuracy": 0.5})  # may still go into the socket's buffer, or fail
+    offline.step(3, {"accuracy": 0.5})
+    offline.evaluation("after", 3, {"eval/accuracy": 0.25})
+    offline.finish()
+    (told,) = [record.message for record in caplog.records if record.name == "mrpo.tracking"]
+    assert told.startswith("wandb gets no more numbers of this run (")
+
+
+def test_the_exit_code_of_its_process_is_not_ours(caplog: pytest.LogCaptureFixture) -> None:
+    WandbTracker(FakeRun(), close=partial(sys.exit, 2)).finish()
+    assert caplog.messages == ["wandb gets no more numbers of this run (SystemExit 2); metrics.jsonl goes on"]
