@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A training run under SLURM: a Ray cluster on the nodes of the job, for as long as the job lasts.
 #   sbatch docker/slurm.sh experiment=internvl3 cluster=2x8_gpu data.root=<folder> judge.url=<http://host:8000/v1> judge.model=<name>
-# from the checkout, after `make setup` there; the checkout, runs and data lie on a file system that all nodes share.
+# from the checkout, after `make setup DEVICE=gpu` there; checkout, runs and data lie on a file system that all nodes share.
 # At the time limit and on preemption the run saves a checkpoint, the job is queued again, and the run goes on from it.
+# Where 300 s are too few for a checkpoint, say more, twice: MRPO_NOTICE_S=1800 sbatch --signal=B:USR1@1800 docker/slurm.sh …
 # The run is named after the job, which keeps its number: run_name=slurm-<number> goes on with it from another job.
 # Options of sbatch before the script's name win over these: sbatch --nodes=4 --time=4:00:00 docker/slurm.sh …
 #SBATCH --job-name=mrpo
@@ -24,6 +25,7 @@ export PATH="${MRPO_BIN:-$PWD/.venv/bin}:$PATH" # of the environment that make s
 export RAY_USAGE_STATS_ENABLED=0
 unset RAY_ADDRESS
 START_S="${MRPO_START_S:-300}" # for all nodes to join
+NOTICE_S="${MRPO_NOTICE_S:-300}" # what --signal says above, or on the command line
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head="${nodes[0]}" # this script runs there
@@ -36,6 +38,7 @@ echo "Ray's dashboard: ssh -L 8265:localhost:$dashboard_port $head, then http://
 steps=()
 driver=
 requeue=
+leave_at= # of SECONDS: by then the job must be queued again, whether the run has ended or not
 
 end_cluster() {
     ((${#steps[@]} > 0)) || return 0
@@ -48,12 +51,20 @@ end_cluster() {
 }
 trap end_cluster EXIT
 
-# Preemption and the time limit arrive as USR1, 300 s ahead; scancel --batch as TERM, and then the job is to end.
+# Preemption and the time limit arrive as USR1, NOTICE_S ahead; scancel --batch as TERM, and then the job is to end.
 stop_run() {
     echo "stopping: $1"
     [[ -z "$driver" ]] || kill -TERM "$driver" 2>/dev/null || true
 }
-trap 'requeue=yes; stop_run "the job is to leave its nodes; it goes on later"' USR1
+queue_again() {
+    scontrol requeue "$SLURM_JOB_ID" || true # SLURM may have done it itself
+}
+leave() {
+    requeue=yes
+    leave_at="${leave_at:-$((SECONDS + NOTICE_S * 29 / 30))}"
+    stop_run "the job is to leave its nodes; it goes on later"
+}
+trap leave USR1
 trap 'stop_run "the job is cancelled"' TERM INT
 
 start_node() { # node, arguments of ray start
@@ -88,24 +99,29 @@ while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
 PYTHON
 
 if [[ -z "$requeue" ]]; then
-    # What "$@" says comes later and wins; 280: a little less than the notice that --signal gives above.
-    python -m mrpo.train run_name="slurm-$SLURM_JOB_ID" checkpoint.grace_s=280 "$@" \
+    # What "$@" says comes later and wins. Of the notice the run has a little less: 280 s of 300.
+    python -m mrpo.train run_name="slurm-$SLURM_JOB_ID" checkpoint.grace_s="$((NOTICE_S * 14 / 15))" "$@" \
         cluster.address="$address" resume=auto &
     driver="$!"
 fi
 code=1
 if [[ -n "$driver" ]]; then
     while kill -0 "$driver" 2>/dev/null; do
-        code=0
-        wait "$driver" || code="$?" # a trapped signal ends the wait, and not the run
+        # At the time limit SLURM ends the job and does not queue it again; a run that still saves then goes on from an
+        # older checkpoint.
+        if [[ -n "$leave_at" ]] && ((SECONDS >= leave_at)); then
+            echo "the run has not ended in time; the job is queued again as it is"
+            leave_at=
+            queue_again
+        fi
+        sleep 1 || true
     done
-    again=0
-    wait "$driver" || again="$?" # the run's own code, where bash still knows it
-    ((again == 127)) || code="$again"
+    code=0
+    wait "$driver" || code="$?"
 fi
 
 # Of a run's own ends none is tried again: 0 is done, and of 2 (a setting, a missing folder) the next try knows no more.
 if [[ -n "$requeue" && "$code" != 0 && "$code" != 2 ]]; then
-    scontrol requeue "$SLURM_JOB_ID" || true # SLURM may have done it itself
+    queue_again
 fi
 exit "$code"

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ STAND_INS = {
 if [[ "$1" == start ]]; then trap "note ray ended; exit 0" TERM; sleep 100 & wait; fi""",
     "python": """if [[ "$1" == - ]]; then cat >/dev/null; sleep 1; exit "${JOINED:-0}"; fi
 trap 'note saved; exit "${STOPPED:-143}"' TERM
+if [[ -n "${DEAF:-}" ]]; then trap "" TERM; fi
 touch "$FOLDER/training"
 if [[ -n "${TRAIN_CODE:-}" ]]; then exit "$TRAIN_CODE"; fi
 sleep 100 & wait""",
@@ -65,9 +66,12 @@ class Job:
         )
 
     def until_training(self) -> None:
+        self.until(lambda: (self.folder / "training").exists())
+
+    def until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_S
-        while not (self.folder / "training").exists():
-            assert time.monotonic() < deadline
+        while not done():
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.05)
 
     def end(self) -> tuple[int, str]:
@@ -75,9 +79,14 @@ class Job:
         try:
             code = self.process.wait(timeout=WAIT_S)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # what the stand-ins wait with
+            self.kill()
         return code, (self.folder / "log").read_text()
+
+    def kill(self) -> None:
+        """With what the stand-ins wait with."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=WAIT_S)
 
     def calls(self) -> list[str]:
         return (self.folder / "calls").read_text().splitlines()
@@ -118,7 +127,20 @@ def test_a_run_that_must_leave_saves_first_and_is_queued_again_unless_cancelled(
     calls = job.calls()
     assert "saved" in calls
     assert calls.index("saved") < calls.index("ray ended")  # the cluster outlives the saving
-    assert ("scontrol requeue 4711" in calls) is requeued
+    assert calls.count("scontrol requeue 4711") == requeued
+
+
+def test_a_job_is_queued_again_before_its_notice_is_over_though_the_run_has_not_ended(tmp_path: Path) -> None:
+    job = Job(tmp_path, environment={"DEAF": "yes", "MRPO_NOTICE_S": "3"})
+    try:
+        job.until_training()
+        job.process.send_signal(signal.SIGUSR1)
+        job.until(lambda: "scontrol requeue 4711" in job.calls())
+        assert "saved" not in job.calls()
+        assert any("checkpoint.grace_s=2 " in call for call in job.calls())  # less than the notice that is given
+        assert job.process.poll() is None  # the run goes on saving until SLURM ends it
+    finally:
+        job.kill()
 
 
 @pytest.mark.parametrize("code", [0, 2])
@@ -136,11 +158,10 @@ def test_a_run_that_fails_is_not_queued_again(tmp_path: Path) -> None:
     assert "scontrol requeue 4711" not in job.calls()
 
 
-def test_the_run_knows_of_less_notice_than_the_job_has() -> None:
+def test_the_notice_that_the_script_counts_on_is_what_it_asks_for() -> None:
     text = SCRIPT.read_text()
     (notice,) = re.findall(r"^#SBATCH --signal=B:USR1@(\d+)$", text, re.MULTILINE)
-    (known,) = re.findall(r"checkpoint\.grace_s=(\d+)", text)
-    assert 0.8 * int(notice) <= int(known) < int(notice)
+    assert re.findall(r"MRPO_NOTICE_S:-(\d+)", text) == [notice]
 
 
 def test_nodes_that_do_not_join_end_the_job(tmp_path: Path) -> None:
