@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,8 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from mrpo.errors import DataError
-from mrpo.json_lines import drop_torn_line, read_lines
+from mrpo.json_lines import append, drop_torn_line, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +62,8 @@ class FaultListener(Protocol):
 class FaultLog:
     """The faults of one run. One process writes; every fault is a line when noticed, and one more when mended.
 
+    A disk that is full for a while costs the lines of that while: a log of faults ends no run and stops no resume.
+
     `faults.jsonl` is the sum: listeners hear what this process noticed, and the metrics of a step have what was new in
     it, so that a fault after the last step, or in a step that is done again, is in no line of `metrics.jsonl`.
     """
@@ -100,6 +100,10 @@ class FaultLog:
         self._ended.append(fault)
         for listener in self._listeners:
             listener.fault_ended(fault)
+
+    def update(self, fault: Fault) -> None:
+        """Put on record what was added to a fault's detail since: its latest line counts."""
+        self._write(fault)
 
     def resume(self, fault: Fault) -> None:
         """A fault that ended the process before this one: it is counted now, and over."""
@@ -148,10 +152,7 @@ class FaultLog:
         if self._path is None:
             return
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(fault)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append(self._path, json.dumps(asdict(fault)) + "\n", sync=True)
         except OSError as error:  # the fault may be the full disk itself, which alone ends no run
             logger.error(
                 "%s cannot be written (%s): this fault is on the console and in metrics alone", self._path, error
@@ -161,8 +162,7 @@ class FaultLog:
 def read_faults(folder: Path) -> list[Fault]:
     """The faults of a run, in the order they were noticed; a run without a record had none.
 
-    Raises:
-        DataError: a whole line is no fault; the message names it.
+    A line that is no fault is passed over with a warning.
     """
     path = folder / FAULTS_FILE
     faults: dict[tuple[str, str, float], Fault] = {}
@@ -171,6 +171,7 @@ def read_faults(folder: Path) -> list[Fault]:
             row = json.loads(line)
             fault = Fault(**{**row, "kind": FaultKind(row["kind"])})
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} line {number}: {error}; expected one fault as JSON") from None
+            logger.warning("%s line %d is passed over: %s; expected one fault as JSON", path, number, error)
+            continue
         faults[fault.kind, fault.who, fault.at_s] = fault
     return list(faults.values())

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mrpo.errors import DataError
-from mrpo.json_lines import drop_torn_line, read_lines
+from mrpo.json_lines import append, drop_torn_line, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +77,13 @@ class SpendingLedger:
         """Put what a call took on record.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; the next call can be put on record as soon as it can be again.
         """
         for model, spending in spent.items():
             self.spent[model] = self.spent.get(model, Spending()) + spending
         if self._path is not None and spent:
             lines = (json.dumps({"model": model, **_without_zeros(item)}) + "\n" for model, item in spent.items())
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write("".join(lines))
+            append(self._path, "".join(lines))
 
 
 def read_spending(path: Path) -> dict[str, Spending]:

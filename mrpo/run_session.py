@@ -13,7 +13,7 @@ from pathlib import Path
 from mrpo.config import Config, JudgeConfig, PriceConfig, plain
 from mrpo.console import Console
 from mrpo.controller import StopRequested
-from mrpo.errors import DataError, JudgeBudgetError, MRPOError
+from mrpo.errors import JudgeBudgetError, MRPOError
 from mrpo.eval.summary import EvalSummary, summarize
 from mrpo.faults import FAULTS_FILE, Fault, FaultKind, FaultLog, read_faults
 from mrpo.judge_bill import bill_text
@@ -237,10 +237,7 @@ def conclude(run: RunFolder, console: Console, *, prices: Mapping[str, PriceConf
             console.note(f"the judge took {bill_text(spent, prices)}")
     except MRPOError as error:
         logger.error("what the judge took is not known: %s", error)
-    try:
-        faults = read_faults(run.path)
-        if faults:
-            console.note(f"faults: {faults_text(faults)}")
-    except DataError as error:
-        logger.error("what went wrong is not known: %s", error)
+    faults = read_faults(run.path)
+    if faults:
+        console.note(f"faults: {faults_text(faults)}")
     console.finish(evaluations, report=report, wall_s=time.time() - started)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mrpo.errors import DataError
 from mrpo.faults import FAULTS_FILE, Fault, FaultKind, FaultLog, read_faults
+from tests.unit.full_disk import full_disk
 
 
 class Diary:
@@ -88,7 +88,32 @@ def test_a_resumed_run_goes_on_with_the_record_and_a_torn_line_is_dropped(tmp_pa
     assert [fault.kind for fault in read_faults(tmp_path)] == [FaultKind.JUDGE_OUTAGE, FaultKind.NODE_LOST]
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / FAULTS_FILE).write_text('{"kind": "rain"}\n')
-    with pytest.raises(DataError, match=r"faults.jsonl line 1: 'rain' is not a valid FaultKind"):
-        read_faults(tmp_path)
+def test_a_damaged_line_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / FAULTS_FILE
+    path.write_text('{"kind": "rain"}\n{"kind": "engine{"kind": "node_lost"}\n[]\n')
+    FaultLog(path).begin(FaultKind.NODE_LOST, "node-1")
+    assert [fault.who for fault in FaultLog(path).left_open(FaultKind.NODE_LOST)] == ["node-1"]
+    assert "faults.jsonl line 1 is passed over: 'rain' is not a valid FaultKind" in caplog.text
+
+
+def test_a_fault_that_a_full_disk_cuts_short_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / FAULTS_FILE
+    log = FaultLog(path)
+    log.begin(FaultKind.ENGINE_LOST, "engine-0")
+    with full_disk(path, room=40):
+        failed = log.begin(FaultKind.CHECKPOINT_FAILED, "step_40", "No space left on device")
+        assert not path.read_bytes().endswith(b"\n"), "a part of its line is there"
+    log.begin(FaultKind.NODE_LOST, "node-1")
+    assert [fault.who for fault in read_faults(tmp_path)] == ["engine-0", "node-1"]
+    log.end(failed)
+    assert [fault.who for fault in read_faults(tmp_path)] == ["engine-0", "node-1", "step_40"]
+
+
+def test_what_is_learned_of_a_fault_later_is_on_record_before_it_ends(tmp_path: Path) -> None:
+    log = FaultLog(tmp_path / FAULTS_FILE)
+    fault = log.begin(FaultKind.ENGINE_STUCK, "engine-0", "no step")
+    fault.detail += "; in recv"
+    log.update(fault)
+    [read] = read_faults(tmp_path)
+    assert (read.detail, read.recovery_s) == ("no step; in recv", None)
+    assert log.take_metrics() == {"faults/engine_stuck": 1.0}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mrpo.json_lines import Lines, drop_torn_line, read_lines
+from mrpo.json_lines import Lines, append, drop_torn_line, read_lines
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,16 @@ def test_whole_lines_and_a_torn_one(tmp_path: Path, data: bytes, whole: list[byt
     assert drop_torn_line(path) == bool(torn)
     assert path.read_bytes() == data[: len(data) - len(torn)]
     assert not drop_torn_line(path)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_lines_go_behind_the_last_whole_one(tmp_path: Path, sync: bool) -> None:
+    path = tmp_path / "f.jsonl"
+    append(path, "a\n\u00e9\n", sync=sync)
+    assert path.read_bytes() == "a\n\u00e9\n".encode()
+    path.write_bytes(b"a\nb")
+    append(path, "c\n", sync=sync)
+    assert path.read_bytes() == b"a\nc\n"
 
 
 def test_no_file_is_no_lines_and_is_not_made(tmp_path: Path) -> None:

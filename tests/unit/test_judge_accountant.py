@@ -19,6 +19,7 @@ from mrpo.errors import ConfigError, DataError
 from mrpo.judge_prices import cost_of, require_prices, total_cost, unpriced
 from mrpo.judge_spending import SPENDING_FILE, UNKNOWN_MODEL, Spending, SpendingLedger, read_spending
 from mrpo.types import JudgeRequest
+from tests.unit.full_disk import full_disk
 
 PRICE = PriceConfig(prompt=2.0, completion=8.0, cached_prompt=0.5)
 
@@ -83,6 +84,17 @@ def test_a_line_that_a_kill_cut_is_dropped_and_said(tmp_path: Path, caplog: pyte
     assert "cut short" in caplog.text
     ledger.add({"m": Spending(requests=1)})
     assert read_spending(path) == {"m": Spending(requests=2)}
+
+
+def test_a_call_that_a_full_disk_cuts_short_is_missing_and_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / SPENDING_FILE
+    ledger = SpendingLedger(path)
+    ledger.add({"m": Spending(requests=1)})
+    with full_disk(path, room=10), pytest.raises(OSError):
+        ledger.add({"m": Spending(requests=100)})
+    ledger.add({"m": Spending(requests=1)})
+    assert ledger.total.requests == 102
+    assert SpendingLedger(path).total.requests == 2
 
 
 @pytest.mark.parametrize(
