@@ -72,7 +72,7 @@ class EngineSlot:
         self.start_error: MRPOError | None = None  # what the engine itself said against starting
         self._make = make
         self._faults = faults
-        self._fault: Fault | None = None
+        self._open: list[Fault] = []  # since it served last
         self._generations = itertools.count(1)  # no two lives share a name
         self._life: _Life | None = None
         self._info: WorkerInfo | None = None
@@ -167,9 +167,9 @@ class EngineSlot:
     def serve(self) -> None:
         """It is up, with the weights it should have."""
         self.state = SlotState.UP
-        if self._fault is not None:
-            self._faults.end(self._fault)
-            self._fault = None
+        for fault in self._open:
+            self._faults.end(fault)
+        self._open.clear()
 
     def completed(self) -> None:
         """Something came of it: the next time it is lost is the first again."""
@@ -179,11 +179,8 @@ class EngineSlot:
         """Give this life up: its processes are ended, and another is begun after a while."""
         assert self._life is not None
         logger.warning("%s", cause)
-        name, process, fault = self._life.name, self._info, self._fault
-        if fault is None:
-            fault = self._fault = self._faults.begin(kind, name, cause)
-        else:  # lost again on its way back
-            fault.detail += f"; {cause}"
+        process, fault = self._info, self._faults.begin(kind, self._life.name, cause)
+        self._open.append(fault)
         self.causes.append(cause)
         self.state = SlotState.LOST
         back_off_s = BACK_OFF_S[min(len(self.causes), len(BACK_OFF_S)) - 1]
@@ -235,6 +232,7 @@ class EngineSlot:
             log_dir = Path(self.spec.log_file).parent if self.spec.log_file else None
             stacks = await record_stacks([process], log_dir=log_dir, stage=f"{life.name} stuck")
             stuck.detail += f"; {life.name} {stacks[life.name].summary}"
+            self._faults.update(stuck)
             logger.warning("%s is stuck: %s", life.name, stacks[life.name].summary)
         ray.kill(life.handle)
         if info is None:
