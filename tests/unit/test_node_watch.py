@@ -52,6 +52,20 @@ def test_a_machine_that_is_back_before_its_loss_is_noticed_is_whole_at_once(tmp_
     assert faults["10.0.0.3 (dddddddd)"] is None, "nobody came for it"
 
 
+def test_a_node_that_joined_in_the_middle_and_is_lost_later_is_lost(tmp_path: Path) -> None:
+    watch = NodeWatch(FaultLog(tmp_path / FAULTS_FILE))
+    head = {"a" * 40: "10.0.0.1"}
+    assert watch.look(head) == {}
+    assert watch.look(head | {"b" * 40: "10.0.0.2"}) == {"b" * 40: "10.0.0.2"}
+    assert watch.look(head | {"b" * 40: "10.0.0.2"}) == {}
+    watch.look(head)
+    [lost] = read_faults(tmp_path)
+    assert lost.recovery_s is None
+    watch.look(head | {"c" * 40: "10.0.0.2"})
+    [mended] = read_faults(tmp_path)
+    assert mended.recovery_s is not None
+
+
 def test_a_node_ends_the_fault_of_its_own_machine_first(tmp_path: Path) -> None:
     watch = NodeWatch(FaultLog(tmp_path / FAULTS_FILE))
     watch.look({"a" * 40: "10.0.0.1", "b" * 40: "10.0.0.2"})
