@@ -162,7 +162,7 @@ def apply_update(rank: Rank, learning_rate: float, failure: str) -> None:
     if rank.world_size > 1:
         dist.all_gather_object(found, failure)
     named = "; ".join(dict.fromkeys(text for text in found if text))
-    raise NonFiniteError(f"step {rank.num_steps + 1} was not applied: {named or 'the gradient is not finite'}")
+    raise NonFiniteError(f"the update was not applied: {named or 'the gradient is not finite'}")
 
 
 def grad_norm(rank: Rank) -> float:

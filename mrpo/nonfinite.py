@@ -50,9 +50,9 @@ class SkippedSteps:
         self._open.append(self.faults.begin(FaultKind.NONFINITE_STEP, f"step {step}", f"{error}; completions: {path}"))
         if self.recorder.is_skipped(step - 1):
             raise NonFiniteError(
-                f"two steps in a row are not finite, the weights are those of step {step - 2}: {error}; the "
-                f"completions are in {path.with_name(f'step_{step - 1:05d}.parquet')} and {path}. Lower learner.lr or "
-                "learner.max_grad_norm, then go on with resume=<this run>"
+                f"two steps in a row are not finite, the weights are those of step {step - 2}: step {step}: {error}; "
+                f"the completions are in {path.with_name(f'step_{step - 1:05d}.parquet')} and {path}. Lower learner.lr "
+                "or learner.max_grad_norm, then go on with resume=<this run>"
             )
         self.recorder.mark_skipped(step)
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from mrpo.checkpoints import CheckpointLearner, CheckpointRecorder, Checkpoints
 from mrpo.config import Config
 from mrpo.controller import StopRequested
-from mrpo.errors import LearnerLostError, MRPOError
+from mrpo.errors import LearnerLostError, MRPOError, NonFiniteError
 from mrpo.faults import FaultLog
 from mrpo.recovery import Recovery, RestartableLearner, RewindableRecorder
 from mrpo.sft.heldout import HeldOutLoss, read_heldout, rewind_heldout, write_heldout
@@ -135,10 +135,13 @@ class SupervisedTrainer:
     async def _train_step(self) -> None:
         started, sft = time.perf_counter(), self.config.sft
         examples = [self.train[index] for index in self.order.batch(self.step)]
-        with self.span("learn"):
-            stats = await self.learner.sft_step(
-                examples, num_steps=self.order.num_steps, lr=sft.lr, warmup_share=sft.warmup_share
-            )
+        try:
+            with self.span("learn"):
+                stats = await self.learner.sft_step(
+                    examples, num_steps=self.order.num_steps, lr=sft.lr, warmup_share=sft.warmup_share
+                )
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {self.step + 1}: {error}") from None
         self.step += 1
         metrics = {
             "sft/loss": stats.loss,

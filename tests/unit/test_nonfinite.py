@@ -47,7 +47,9 @@ def resumed(run: RunFolder, step: int) -> RunFolder:
 
 def test_a_resume_between_two_of_them_hides_nothing(tmp_path: Path, traces: Sequence[ScoredTrace]) -> None:
     run = resumed(until_skipped(tmp_path, traces), 3)
-    with pytest.raises(NonFiniteError, match=r"two steps in a row .* weights are those of step 2: the loss is nan"):
+    with pytest.raises(
+        NonFiniteError, match=r"two steps in a row .* weights are those of step 2: step 4: the loss is nan"
+    ):
         of(run).skip(ERROR, 4, traces)
     run.close()
 

@@ -19,7 +19,7 @@ from mrpo.config import Config, plain
 from mrpo.controller import StopRequested
 from mrpo.data.load import Dataset
 from mrpo.demonstration import write_demonstration
-from mrpo.errors import ConfigError, DataError, LearnerLostError
+from mrpo.errors import ConfigError, DataError, LearnerLostError, NonFiniteError, ResourceError
 from mrpo.families import FAMILIES, family_of
 from mrpo.manifest import write_manifest
 from mrpo.run_folder import RunFolder
@@ -252,6 +252,7 @@ class FakeLearner:
         self.copied = num_done
         self.shown: list[list[str]] = []
         self.lost_at: list[int] = []  # calls of `sft_step` in which it is lost, counted from 1
+        self.refused_at = 0  # the call whose update it refuses
         self.num_calls = 0
         self.measured: list[int] = []
 
@@ -261,6 +262,8 @@ class FakeLearner:
         self.num_calls += 1
         if self.num_calls in self.lost_at:
             raise LearnerLostError("learner-0 died during sft_step", "learner-0")
+        if self.num_calls == self.refused_at:
+            raise NonFiniteError("the update was not applied: the gradient is not finite")
         self.shown.append([item.question for item in examples])
         self.num_done += 1
         rate = sft_lr(self.num_done - 1, num_steps=num_steps, peak=lr, warmup_share=warmup_share)
@@ -391,6 +394,41 @@ def test_a_lost_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
             records.append((rows, [(item.step, item.epoch) for item in read_heldout(found.recorder.path)]))
             assert found.learner.num_done == 6
     assert records[0] == records[1]
+
+
+def test_a_step_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    with trainer(tmp_path) as found:
+        assert isinstance(found, SupervisedTrainer) and isinstance(found.learner, FakeLearner)
+        found.learner.refused_at = 3
+        with pytest.raises(NonFiniteError, match=r"^step 3: the update was not applied: the gradient is not finite"):
+            asyncio.run(found.run())
+
+
+def test_a_step_that_is_not_on_record_is_in_no_checkpoint_and_is_done_again(tmp_path: Path) -> None:
+    """/dev/full takes nothing, as a full disk; the checkpoints are on another."""
+    with trainer(tmp_path) as found:
+        assert isinstance(found, SupervisedTrainer)
+        run, aside = found.recorder, tmp_path / "lines"
+        assert isinstance(run, RunFolder)
+
+        class FillingTheDisk:
+            def step(self, step: int, metrics: Mapping[str, float]) -> None:
+                if step == 4:
+                    run._close_metrics()
+                    run.metrics_path.rename(aside)
+                    run.metrics_path.symlink_to("/dev/full")
+
+        found.watchers = [FillingTheDisk()]
+        with pytest.raises(ResourceError, match="the run ends here, because its record would have a hole"):
+            asyncio.run(found.run())
+        assert (found.step, run.step) == (5, 4)
+        assert sorted(item.name for item in (run.path / "checkpoints").iterdir()) == ["step_2", "step_4"]
+    run.metrics_path.unlink()
+    aside.rename(run.metrics_path)
+    with trainer(tmp_path, step=4, run=RunFolder.open(run.path)) as again:
+        assert isinstance(again, SupervisedTrainer)
+        asyncio.run(again.run())
+        assert [row["step"] for row in read_metrics(run.path).rows] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_stop_while_the_learner_starts_again_saves_nothing(tmp_path: Path) -> None:
