@@ -6,7 +6,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# An environment stays with the device it was installed for: a login node without a GPU shares that of the GPU nodes.
+REMEMBERED := $(patsubst $(VENV)/.installed-%,%,$(wildcard $(VENV)/.installed-*))
+DEVICE ?= $(or $(firstword $(REMEMBERED)),$(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu))
+OTHER = $(filter-out $(DEVICE),$(REMEMBERED))
 EXP ?=
 MODEL ?=
 OUT ?=
@@ -34,14 +37,17 @@ GIVEN := $(subst \$(BLANK),<blank>,$(MAKEOVERRIDES)) # one word each, also where
 OWN := $(addsuffix =%,PYTHON VENV DEVICE EXP ARGS MODEL SETS OUT ADDRESS JOB WHEELHOUSE PART_MIB LABELS TEMPLATE WORKERS)
 OVERRIDES := $(ARGS) $(subst <blank>,\$(BLANK),$(filter-out $(OWN),$(GIVEN)))
 
-.PHONY: help setup wheelhouse train profile submit plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
+.PHONY: help device setup wheelhouse train profile submit plan sft models convert ablation data eval judge-check judge-cost report test test-all test-gpu check format bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+device: # one an environment: packages of both overwrite each other
+	$(if $(OTHER),$(error $(VENV) is installed for $(OTHER), and this is DEVICE=$(DEVICE): leave DEVICE out, set VENV=<another folder>, or make clean first))
+
 setup: $(INSTALLED) ## install into .venv; the other commands do it when needed (DEVICE=cpu|gpu, WHEELHOUSE=<folder> without a network)
 
-$(INSTALLED): requirements/$(DEVICE).txt requirements/tools.txt pyproject.toml
+$(INSTALLED): requirements/$(DEVICE).txt requirements/tools.txt pyproject.toml | device
 	@$(CHECK_PYTHON)
 	$(if $(WHEELHOUSE),$(PYTHON) -m mrpo.wheelhouse unpack '$(WHEELHOUSE)' $(GATHERED) --into $(WHEELS))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
