@@ -112,9 +112,8 @@ class Ranks:
         """Call rank 0 in its thread for disks, while other calls go on; the ranks stay whatever comes of it.
 
         Raises:
-            ResourceError: over the deadline: a disk hangs.
-            LearnerLostError: rank 0 died, or failed with an error that is not ours; who calls all ranks next, or starts
-                the group again, ends what is left.
+            ResourceError: over the deadline: a disk hangs; or it failed with an error that is not ours.
+            LearnerLostError: rank 0 died; who calls all ranks next, or starts the group again, ends what is left.
             MRPOError: what rank 0 raised; there are no ranks (any more).
         """
         if not self.handles:
@@ -126,7 +125,11 @@ class Ranks:
         except RayTaskError as error:
             if isinstance(error.cause, MRPOError):
                 raise error.cause from error
-            raise _fault_of("learner-0", method, error) from error
+            # The thread works on a copy in main memory: the ranks and their weights are as they were.
+            raise ResourceError(
+                f"{_told_of('learner-0', method, error)}; its traceback is in the log. Training is unharmed: mend the "
+                "cause; where memory ran out, checkpoint.asynchronous=false needs no copy"
+            ) from error
         except RayError as error:
             raise LearnerLostError(f"learner-0 died during {method}: {_first_line(error)}", "learner-0") from error
         except TimeoutError:
@@ -157,7 +160,8 @@ class Ranks:
         if isinstance(error, RayTaskError):
             if isinstance(error.cause, MRPOError):
                 return error.cause
-            loss = _fault_of(names[number], method, error)
+            # Whether another start mends it is seen by trying.
+            loss = LearnerLostError(_told_of(names[number], method, error), names[number])
         elif error is not None:
             loss = LearnerLostError(f"{names[number]} died during {method}: {_first_line(error)}", names[number])
         else:
@@ -206,10 +210,10 @@ async def _root(calls: Sequence[asyncio.Future[Any]]) -> tuple[int, RayError | N
         await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _fault_of(name: str, method: str, error: RayTaskError) -> LearnerLostError:
-    """Of a rank that raised what is not ours; whether another start mends it is seen by trying."""
-    log.error("%s failed in %s:\n%s", name, method, error)  # with the traceback of its process
-    return LearnerLostError(f"{name} failed in {method}: {_first_line(error)}", name)
+def _told_of(name: str, method: str, error: RayTaskError) -> str:
+    """Log what a rank raised that is not ours, with the traceback of its process; returns it in a line."""
+    log.error("%s failed in %s:\n%s", name, method, error)
+    return f"{name} failed in {method}: {_first_line(error)}"
 
 
 def _cause(error: RayTaskError) -> str:

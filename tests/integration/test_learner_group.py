@@ -109,6 +109,8 @@ def test_ranks_change_nothing(world: Path, stage: int, tmp_path: Path) -> None:
             await learner.write(str(tmp_path / "taken"))
         with pytest.raises(ResourceError, match=r"no checkpoint can be written to .*taken \(.*File exists"):
             await learner.save(str(tmp_path / "taken"))  # only the rank that writes meets it
+        with pytest.raises(ResourceError, match="learner-0 failed in write: AssertionError: each snapshot is written"):
+            await learner.write(str(tmp_path / "taken"))  # an error nobody foresaw
 
         single = await learner.step(samples[:1], progress=0.5)
         assert single.num_tokens == len(samples[0].completion_token_ids), "fewer completions than ranks"

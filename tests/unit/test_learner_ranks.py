@@ -204,15 +204,21 @@ def test_a_call_that_is_over_its_deadline_while_another_ends_the_ranks() -> None
     ("cause", "expected", "told"),
     [
         (ResourceError("the disk is full"), ResourceError, "the disk is full"),
-        (CUDA, LearnerLostError, "learner-0 failed in write: RuntimeError: CUDA error: uncorrectable ECC"),
+        (MemoryError(), ResourceError, "learner-0 failed in write: MemoryError:; its traceback is in the log"),
+        (ActorDiedError(), LearnerLostError, "learner-0 died during write: "),
     ],
 )
-def test_a_write_that_fails(cause: Exception, expected: type[Exception], told: str) -> None:
+def test_a_write_that_fails_costs_a_checkpoint_and_a_rank_that_dies_is_lost(
+    cause: Exception, expected: type[Exception], told: str
+) -> None:
     async def body() -> Any:
         found, fakes = group()
         write = asyncio.create_task(found.call_writer("write", "folder", deadline=Deadline("watchdog.save_s", 60.0)))
         await asyncio.sleep(0)
-        fakes[0].fail(cause)
+        if isinstance(cause, ActorDiedError):
+            fakes[0].kill()
+        else:
+            fakes[0].fail(cause)
         with pytest.raises(expected, match=told) as caught:
             await write
         return caught.value
