@@ -10,6 +10,7 @@ from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
 OUTDATED_SUFFIX = f".outdated{TEMPORARY_SUFFIX}"
+REMOVED_SUFFIX = f".removed{TEMPORARY_SUFFIX}"
 REMOVAL_TRIES = 5
 
 log = logging.getLogger(__name__)
@@ -89,11 +90,16 @@ def remove_tree(folder: Path) -> None:
 
     A process that still writes into it can make that fail: who is killed may leave one that lives some seconds longer.
     """
-    hidden = folder.with_name(f".{folder.name}.{os.getpid()}.removed{TEMPORARY_SUFFIX}")
-    try:
-        os.replace(folder, hidden)  # a kill in the middle leaves no half of a folder under its own name
-    except FileNotFoundError:
-        return
+    hidden = folder  # already, where an earlier removal did not come to its end
+    if not folder.name.endswith(REMOVED_SUFFIX):
+        hidden = folder.with_name(f".{folder.name}.{os.getpid()}{REMOVED_SUFFIX}")
+        try:
+            os.replace(folder, hidden)  # a kill in the middle leaves no half of a folder under its own name
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("%s cannot be removed (%s); remove it by hand", folder, error)
+            return
     for tries_left in reversed(range(REMOVAL_TRIES)):
         try:
             shutil.rmtree(hidden)

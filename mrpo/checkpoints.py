@@ -103,9 +103,9 @@ class Checkpoints:
             self._writing = asyncio.create_task(self._write(step))
             if not self.config.asynchronous:
                 await self.settle()
+            self._measured["checkpoint/blocked_s"] = time.perf_counter() - started
         elif self._writing is None or self._writing.done():
             self._mark_best()
-        self._measured["checkpoint/blocked_s"] = time.perf_counter() - started
 
     async def finish(self, step: int) -> None:
         """As `save`, and wait until the checkpoint is on disk.

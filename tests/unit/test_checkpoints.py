@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from mrpo import checkpoint_folder
+from mrpo import atomic, checkpoint_folder
 from mrpo.atomic import commit_folder
 from mrpo.checkpoints import Checkpoints
 from mrpo.choices import BestMetric
@@ -77,6 +79,67 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits_f
     measured = world.checkpoints.take_metrics()
     assert set(measured) == {"checkpoint/blocked_s", "checkpoint/write_s"} and measured["checkpoint/write_s"] >= 0.02
     assert world.checkpoints.take_metrics() == {}
+
+
+def test_the_time_for_which_training_stood_still_outlives_an_evaluation_that_finds_the_best(tmp_path: Path) -> None:
+    world, pause_s = World(tmp_path), 0.02
+
+    def pause(method: str) -> None:
+        if method == "snapshot":
+            time.sleep(pause_s)
+
+    world.learner.on_call = pause
+
+    async def work() -> None:
+        await world.step(1)
+        await world.checkpoints.save(1, best=best(1, 0.5))  # of this step there is one
+        await world.checkpoints.settle()
+
+    world.go(work)
+    assert world.checkpoints.take_metrics()["checkpoint/blocked_s"] >= pause_s
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_said_and_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The name that it is given before is taken: an earlier removal did not come to its end."""
+    world = World(tmp_path, keep_last=1)
+    taken = world.run.path / "checkpoints" / f".step_1.{os.getpid()}.removed.tmp"
+    (taken / "rest").mkdir(parents=True)
+
+    async def work() -> None:
+        for number in (1, 2, 3):
+            await world.step(number)
+        await world.checkpoints.finish(3)
+
+    world.go(work)
+    assert world.saved == {1: 1, 3: 3} and read_faults(world.run.path) == []
+    assert "step_1 cannot be removed (" in caplog.text
+    world.run.close()
+    with RunFolder.open(world.run.path) as again:
+        assert not taken.exists()
+        with again.checkpoint(4, keep_last=1):
+            pass
+    assert [item.step for item in list_checkpoints(world.run.path)] == [4]
+
+
+def test_what_resists_its_removal_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that grew at every try would be too long for the file system in the end."""
+    folder = tmp_path / "step_1"
+    folder.mkdir()
+
+    def resist(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(atomic.shutil, "rmtree", resist)
+    atomic.remove_tree(folder)
+    (hidden,) = tmp_path.iterdir()
+    assert hidden.name == f".step_1.{os.getpid()}.removed.tmp"
+    assert atomic.remove_leftovers(tmp_path) == [hidden.name]
+    assert list(tmp_path.iterdir()) == [hidden]
+    monkeypatch.undo()
+    atomic.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_synchronous_checkpoint_is_on_disk_when_training_goes_on(tmp_path: Path) -> None:
