@@ -65,6 +65,11 @@ class RolloutPool(Protocol):
         """What each engine is doing now, as far as the pool knows; cheap."""
         ...
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no engine has; cheap."""
+        ...
+
 
 class JudgePool(Protocol):
     """Rules on the steps of one completion, and on its answer."""

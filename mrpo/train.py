@@ -198,7 +198,8 @@ class TrainingRun:
 
 
 def _queues(parts: Parts) -> list[Reading]:
-    return queue_readings(parts.rollout.depths(), parts.judge.depths() if parts.judge is not None else None)
+    rollout, judge = parts.rollout, parts.judge
+    return queue_readings(rollout.depths(), rollout.num_waiting, judge.depths() if judge is not None else None)
 
 
 if __name__ == "__main__":

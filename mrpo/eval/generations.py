@@ -173,6 +173,11 @@ class GeneratedElsewhere:
         """There is no engine."""
         return []
 
+    @property
+    def num_waiting(self) -> int:
+        """Nobody waits."""
+        return 0
+
     async def sleep(self) -> None:
         """Nothing to put to sleep."""
 

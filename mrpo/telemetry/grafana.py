@@ -14,9 +14,11 @@ from mrpo.telemetry.table import Kind, Row, Stage, Unit
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 RUNS = '{experiment=~"$experiment", run=~"$run"}'
-# Ray's endpoint shows a gauge only in the scrape after it was set; a run sets them every 2 s and Ray passes them on
-# every 10 s, so that one scrape may fall between two.
-HOLD = "1m"
+# Grafana's own window: the distance of two points of the graph and one scrape more, at least four scrapes (of the data
+# source's "scrape interval", 15 s where it has none). However far one zooms out, every event is in a window; and a
+# gauge is held while a scrape falls between two passes of Ray, whose endpoint shows it only once after it was set.
+WINDOW = "$__rate_interval"
+QUANTILES_OVER = "10m"  # as long as there are calls in it; a step may last for minutes
 COLUMNS, PANELS_A_ROW, HEIGHT = 24, 4, 7
 UNITS = {
     Unit.SECONDS: "s",
@@ -34,6 +36,7 @@ class Panel:
     title: str
     names: tuple[str, ...]
     stacked: bool = False
+    rare: bool = False  # counters of single events: how many in each window, not how many a minute
 
 
 PANELS: dict[Stage, tuple[Panel, ...]] = {
@@ -60,13 +63,13 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
         Panel("Calls: waiting and in flight", ("judge/waiting", "judge/in_flight"), stacked=True),
         Panel("Seconds a call, p50 and p95", ("judge/call_s",)),
         Panel("Latency and queue", ("judge/latency_s", "judge/latency_max_s", "judge/queue_s")),
-        Panel("Failures by reason, by the minute", ("judge/failures/{reason}",), stacked=True),
+        Panel("Failures by reason", ("judge/failures/{reason}",), stacked=True, rare=True),
         Panel("Failure and overlap share", ("judge/failure_share", "judge/overlap_share")),
         Panel("Requests and calls, by the minute", ("judge/requests", "judge/asked")),
         Panel("Cost, by the minute", ("judge/cost",)),
         Panel("Tokens, by the minute", ("judge/tokens",)),
         Panel("Cache, by the minute", ("judge/cache_hits", "judge/cache_misses")),
-        Panel("Outage, seconds a minute", ("judge/outage_s",)),
+        Panel("Outage, seconds", ("judge/outage_s",), rare=True),
     ),
     Stage.REWARD: (
         Panel("Rewards", ("reward/mean", "reward/answer", "reward/process", "reward/step_count")),
@@ -87,7 +90,8 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
         Panel("Probability ratio", ("policy/ratio_mean", "policy/ratio_max")),
         Panel("GPU memory, peak of a rank", ("policy/gpu_memory_bytes",)),
         Panel("Tokens with gradient, by the minute", ("policy/tokens",)),
-        Panel("Updates skipped, completions left out", ("policy/skipped_update", "policy/dropped_vision_token")),
+        Panel("Updates skipped, completions left out",
+              ("policy/skipped_update", "policy/dropped_vision_token"), rare=True),
     ),
     Stage.SYNC: (
         Panel("Seconds", ("time/sync_s", "sync/publish_s")),
@@ -95,8 +99,8 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
         Panel("Buckets, by the minute", ("sync/buckets",)),
     ),
     Stage.FAULTS: (
-        Panel("Faults by kind, by the minute", ("faults/{kind}",), stacked=True),
-        Panel("Recoveries that ended, seconds a minute", ("faults/recovery_s",)),
+        Panel("Faults by kind", ("faults/{kind}",), stacked=True, rare=True),
+        Panel("Recoveries that ended, seconds", ("faults/recovery_s",), rare=True),
     ),
     Stage.CHECKPOINT: (
         Panel("Seconds: training waited, and writing beside it", ("checkpoint/blocked_s", "checkpoint/write_s")),
@@ -110,6 +114,10 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
         Panel("Accuracy, with its interval", ("eval/accuracy", "eval/accuracy_low", "eval/accuracy_high")),
         Panel("Early failures, with their interval",
               ("eval/early_share", "eval/early_share_low", "eval/early_share_high")),
+    ),
+    Stage.SUPERVISED: (
+        Panel("Loss of demonstrations, and of held-out questions, nats a token", ("sft/loss", "heldout/loss")),
+        Panel("Epochs done", ("sft/epoch",)),
     ),
 }  # fmt: skip
 
@@ -158,25 +166,25 @@ def text(uid: str = "mrpo") -> str:
     return json.dumps(dashboard(uid), indent=2, ensure_ascii=False) + "\n"
 
 
-def expressions(row: Row) -> list[tuple[str, str]]:
+def expressions(row: Row, *, rare: bool = False) -> list[tuple[str, str]]:
     """PromQL and legend of a metric. A resumed run goes on in a process of its own, so that series are joined."""
     by = ", ".join(("experiment", "run", *row.label_names))
     legend = " ".join(("{{run}}", *(f"{{{{{name}}}}}" for name in row.label_names)))
     if row.kind == Kind.COUNTER:
-        per = "rate" if row.unit in RATES else "increase"
-        window = "$__rate_interval" if row.unit in RATES else "1m"
-        return [(f"sum by ({by}) ({per}({row.exported}{RUNS}[{window}]))", legend)]
+        window = f"{row.exported}{RUNS}[{WINDOW}]"
+        per = f"increase({window})" if rare else f"rate({window})" if row.unit in RATES else f"60 * rate({window})"
+        return [(f"sum by ({by}) ({per})", legend)]
     if row.kind == Kind.HISTOGRAM:
-        buckets = f"sum by ({by}, le) (increase({row.exported}{RUNS}[10m]))"
+        buckets = f"sum by ({by}, le) (increase({row.exported}{RUNS}[{QUANTILES_OVER}]))"
         return [(f"histogram_quantile({share}, {buckets})", f"{legend} p{100 * share:.0f}") for share in (0.5, 0.95)]
-    return [(f"max by ({by}) (last_over_time({row.exported}{RUNS}[{HOLD}]))", legend)]
+    return [(f"max by ({by}) (last_over_time({row.exported}{RUNS}[{WINDOW}]))", legend)]
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
     rows = [row_named(name) for name in panel.names]
     units = {row.unit for row in rows}
     assert len(units) == 1 or not units & UNITS.keys(), f"{panel.title} draws {units} on one axis"
-    found = [(expression, legend, row) for row in rows for expression, legend in expressions(row)]
+    found = [(expression, legend, row) for row in rows for expression, legend in expressions(row, rare=panel.rare)]
     return {
         "type": "timeseries",
         "title": panel.title,

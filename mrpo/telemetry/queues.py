@@ -11,13 +11,22 @@ from mrpo.telemetry.table import Live, Reading
 from mrpo.types import EngineDepth, JudgeDepths
 
 PERIOD_S = 2.0  # between two looks
+ENGINES = "rollout/engines"
+NO_ENGINE = "none"  # has the requests that wait for one
 LENGTHS = ("rollout/waiting", "rollout/running", "judge/waiting", "judge/in_flight")
 
 
-def queue_readings(engines: Sequence[EngineDepth], judge: JudgeDepths | None) -> list[Reading]:
-    """The queues of engines and judge."""
+def queue_readings(engines: Sequence[EngineDepth], num_waiting: int, judge: JudgeDepths | None) -> list[Reading]:
+    """The queues of engines and judge.
+
+    Args:
+        engines: all, whatever their state.
+        num_waiting: requests that none of them has.
+        judge: None: there is none.
+    """
     states = Counter(engine.state for engine in engines)
-    found = [Reading("rollout/engines", float(number), (("state", state),)) for state, number in states.items()]
+    found = [Reading(ENGINES, float(number), (("state", state),)) for state, number in states.items()]
+    found.append(Reading("rollout/waiting", float(num_waiting), (("engine", NO_ENGINE),)))
     for engine in engines:
         label = (("engine", engine.name),)
         found.append(Reading("rollout/waiting", float(engine.waiting), label))
@@ -43,6 +52,7 @@ class QueueWatch:
         self._live = live
         self._refresh = refresh
         self._largest: dict[str, float] = {}
+        self._states: set[tuple[tuple[str, str], ...]] = set()  # in which an engine was
 
     def sample(self) -> None:
         """Look once."""
@@ -51,7 +61,10 @@ class QueueWatch:
             lengths = [reading.value for reading in readings if reading.name == name]
             if lengths:
                 self._largest[name] = max(sum(lengths), self._largest.get(name, 0.0))
-        self._live.show("queues", readings)
+        states = {reading.labels for reading in readings if reading.name == ENGINES}
+        left = [Reading(ENGINES, 0.0, state) for state in self._states - states]  # or it would be held for a while
+        self._states |= states
+        self._live.show("queues", [*readings, *left])
         self._refresh()
 
     def take_metrics(self) -> dict[str, float]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mrpo.run_reading import read_metrics
 from mrpo.telemetry.grafana import PANELS, expressions, row_named
 from mrpo.telemetry.rows import TABLE
-from mrpo.telemetry.table import Kind, Unit
+from mrpo.telemetry.table import Kind, Stage, Unit
 from tests.integration.metrics_readers import Endpoint, wandb_history
 from tests.tensorboard_files import read_scalars
 
@@ -100,11 +101,11 @@ def assert_prometheus_agrees(run: Path, endpoint: Endpoint) -> None:
     assert series["ray_mrpo_run_step", frozenset(own)][-1] == rows[-1]["step"]
 
 
-def assert_every_panel_asks_for_what_was_exported(endpoint: Endpoint) -> None:
-    """Metric names in the queries of the dashboard, against those of the run's endpoint."""
+def assert_every_panel_asks_for_what_was_exported(endpoint: Endpoint, stages: Iterable[Stage]) -> None:
+    """Metric names in the queries of these rows of the dashboard, against those of the run's endpoint."""
     exported = {name for name, _ in endpoint.series()}
-    for panels in PANELS.values():
-        for panel in panels:
+    for stage in stages:
+        for panel in PANELS[stage]:
             for name in panel.names:
                 asked = {word for text, _ in expressions(row_named(name)) for word in re.findall(r"\bray_\w+", text)}
                 assert asked <= exported or name in GPU_ALONE, f"{panel.title}: {asked - exported}"

@@ -43,10 +43,12 @@ from mrpo.run_reading import RunStatus, list_checkpoints, read_config, read_metr
 from mrpo.sft.heldout import read_heldout
 from mrpo.sft.targets import Demonstration, demonstrations_of
 from mrpo.sft.tokens import check_demonstrations
+from mrpo.telemetry.table import Stage
 from mrpo.telemetry.timeline import TIMELINE
 from mrpo.types import Example, LearnStats, SftSample
 from tests.integration.cluster_world import nodes, wait_for
 from tests.integration.learner_world import FAMILIES, build_world, make, spec
+from tests.integration.metrics_agreement import assert_every_panel_asks_for_what_was_exported
 from tests.integration.metrics_readers import Endpoint
 from tests.integration.test_train import interrupt, wait_for_steps
 from tests.locations import REPOSITORY
@@ -325,6 +327,7 @@ def test_a_cluster_shows_the_numbers_on_record_and_every_stage(
     assert series["ray_mrpo_policy_tokens_total", own][-1] == num_tokens
     staged = {dict(labels).get("stage") for name, labels in series if name == "ray_mrpo_time_stage_seconds"}
     assert staged >= {"learn", "evaluate"}
+    assert_every_panel_asks_for_what_was_exported(endpoint, [Stage.SUPERVISED])
 
 
 def test_the_export_gives_the_loss_on_record(whole_run: tuple[Path, str], data: Path) -> None:

@@ -58,7 +58,7 @@ def measure(folder: Path) -> bool:
     stages = Stages(exporter, timeline_mark)
     depths = [EngineDepth(name=f"engine-{number}", state="up", running=8, waiting=8) for number in range(8)]
     watch = QueueWatch(
-        lambda: queue_readings(depths, JudgeDepths(waiting=3, in_flight=5)), exporter, refresh=exporter.refresh
+        lambda: queue_readings(depths, 4, JudgeDepths(waiting=3, in_flight=5)), exporter, refresh=exporter.refresh
     )
     trackers = make_trackers(
         WandbConfig(mode=WandbMode.OFFLINE), TensorBoardConfig(enabled=True), folder=folder, experiment="bench",

@@ -158,6 +158,10 @@ class FakeRollout:
     def depths(self) -> list[EngineDepth]:
         return []
 
+    @property
+    def num_waiting(self) -> int:
+        return 0
+
     async def sleep(self) -> None:
         assert not self.open_streams
         self.diary.append("engine sleeps")

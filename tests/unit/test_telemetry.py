@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from mrpo.telemetry.queues import ENGINES as ENGINE_COUNTS
 from mrpo.telemetry.queues import QueueWatch, queue_readings
 from mrpo.telemetry.stages import IDLE, Stages
 from mrpo.telemetry.table import Reading
@@ -87,19 +88,20 @@ ENGINES = [
 
 
 def test_queues_are_shown_by_engine_and_engines_by_state() -> None:
-    readings = queue_readings(ENGINES, JudgeDepths(waiting=2, in_flight=5))
+    readings = queue_readings(ENGINES, 9, JudgeDepths(waiting=2, in_flight=5))
     found = {(item.name, item.labels): item.value for item in readings}
     assert found["rollout/engines", (("state", "up"),)] == 2.0
     assert found["rollout/engines", (("state", "lost"),)] == 1.0
     assert found["rollout/waiting", (("engine", "engine-0"),)] == 3.0
+    assert found["rollout/waiting", (("engine", "none"),)] == 9.0
     assert found["rollout/running", (("engine", "engine-1"),)] == 4.0
     assert found["judge/waiting", ()] == 2.0
     assert found["judge/in_flight", ()] == 5.0
-    assert not any(item.name.startswith("judge/") for item in queue_readings(ENGINES, None))
+    assert not any(item.name.startswith("judge/") for item in queue_readings(ENGINES, 9, None))
 
 
 def test_the_largest_of_a_step_is_over_all_engines_and_is_told_once() -> None:
-    looks = iter([queue_readings(ENGINES, None), queue_readings(ENGINES[1:], None)])
+    looks = iter([queue_readings(ENGINES, 0, None), queue_readings(ENGINES[1:], 1, None)])
     shown, refreshed = Shown(), list[bool]()
     watch = QueueWatch(lambda: next(looks), shown, refresh=lambda: refreshed.append(True))
     assert watch.take_metrics() == {}  # a step shorter than a look
@@ -109,6 +111,23 @@ def test_the_largest_of_a_step_is_over_all_engines_and_is_told_once() -> None:
     assert watch.take_metrics() == {}
     assert len(refreshed) == 2
     assert not any(("engine", "engine-0") in item.labels for item in shown.groups["queues"])  # it has left
+
+
+def test_requests_that_no_engine_has_count_as_waiting() -> None:
+    watch = QueueWatch(lambda: queue_readings(ENGINES[2:], 64, None), Shown(), refresh=lambda: None)  # none is up
+    watch.sample()
+    assert watch.take_metrics() == {"rollout/waiting_max": 64.0, "rollout/running_max": 0.0}
+
+
+def test_a_state_that_no_engine_has_any_more_is_shown_as_zero() -> None:
+    """Prometheus' readers hold a gauge that is not set again for a while, and would count an engine twice."""
+    looks = iter([queue_readings(ENGINES, 0, None), queue_readings(ENGINES[:2], 0, None)])
+    shown = Shown()
+    watch = QueueWatch(lambda: next(looks), shown, refresh=lambda: None)
+    watch.sample()
+    watch.sample()
+    states = {dict(item.labels)["state"]: item.value for item in shown.groups["queues"] if item.name == ENGINE_COUNTS}
+    assert states == {"up": 2.0, "lost": 0.0}
 
 
 @pytest.mark.asyncio
