@@ -19,7 +19,7 @@ from torch import Tensor
 from learner.distributed import free_port
 from learner.weight_source import WeightMeta, WeightSource
 from learner.weight_sync import RayWeightSyncClient, SyncStats
-from mrpo.errors import MRPOError, WeightSyncError
+from mrpo.errors import MRPOError, ReceiverLostError
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class NcclSender(_GpuSender):
             try:
                 self._group = NCCLWeightTransferEngine.trainer_init(info)
             except RuntimeError as error:  # of torch's store or NCCL, after their own timeouts
-                raise WeightSyncError(f"the engines did not join the NCCL group of the weights: {error}") from error
+                raise ReceiverLostError(f"the engines did not join the NCCL group of the weights: {error}") from error
             joined.result()
 
     def send(self) -> SyncStats:
@@ -111,7 +111,7 @@ class NcclSender(_GpuSender):
                 torch.cuda.synchronize()
             except RuntimeError as error:  # of NCCL, whose group was taken from under it
                 received.result()
-                raise WeightSyncError(f"the broadcast of the weights failed: {error}") from error
+                raise ReceiverLostError(f"the broadcast of the weights failed: {error}") from error
             received.result()
         self._client.finish_weight_update()
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from learner.weight_source import WeightSource
 from mrpo.choices import WeightTransfer
-from mrpo.errors import WeightSyncError
+from mrpo.errors import MRPOError, ReceiverLostError, WeightSyncError
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,9 @@ class WeightSyncClient(Protocol):
 class RayWeightSyncClient:
     """Calls the method of the same name on every engine actor and waits for all of them.
 
-    An engine that dies, or does not answer, is left behind: the update goes on with the others, and whoever owns the
-    engines finds it out for himself. Where they receive together, in one collective, the first to fail ends it for all.
+    An engine that dies, breaks or does not answer is left behind: the update goes on with the others, and whoever owns
+    the engines finds it gone or inside an update. Where they receive together, in one collective, the first to fail
+    ends it for all. What an engine refuses (an error of ours) is wrong with what is sent, and ends it, too.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class RayWeightSyncClient:
         """
         self._handles = list(handles)
         self._left_behind: set[int] = set()  # indices, in the update under way
+        self._not_met: frozenset[int] = frozenset()  # those left behind when all were met: no update reaches them
         self._ranks_per_engine = ranks_per_engine
         self._answer_timeout_s = answer_timeout_s
         self._together = together
@@ -72,11 +74,16 @@ class RayWeightSyncClient:
             for number, info in enumerate(infos):
                 info["rank_offset"] = init_info["rank_offset"] + number * self._ranks_per_engine
         self._left_behind.clear()
-        self._ask(lambda number, handle: handle.init_weight_transfer_engine.remote(infos[number]))
+        try:
+            self._ask(lambda number, handle: handle.init_weight_transfer_engine.remote(infos[number]))
+        finally:
+            self._not_met = frozenset(self._left_behind)
+            for number in self._not_met:  # nobody waits for it: should it come to itself, it is found inside an update
+                self._handles[number].start_weight_update.remote()
 
     def start_weight_update(self) -> None:
-        """Engines get ready for buckets."""
-        self._left_behind.clear()
+        """Engines get ready for buckets; those that were not met are not waited for again."""
+        self._left_behind = set(self._not_met)
         self._ask(lambda _, handle: handle.start_weight_update.remote())
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -99,7 +106,8 @@ class RayWeightSyncClient:
         """Call every engine that is still there and wait for their answers.
 
         Raises:
-            WeightSyncError: one refused, or none is left.
+            ReceiverLostError: none is left, or one of those that receive together is lost.
+            WeightSyncError: one refused.
         """
         import ray
 
@@ -118,15 +126,17 @@ class RayWeightSyncClient:
                         continue
                     reason = f"no answer within {self._answer_timeout_s:g} s"
                 except ray.exceptions.RayTaskError as error:
-                    raise WeightSyncError(f"an engine failed during the weight update: {error}") from error
+                    if isinstance(error.cause, MRPOError):
+                        raise WeightSyncError(f"an engine refused the weight update: {error.cause}") from error
+                    reason = f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
                 except ray.exceptions.RayError as error:
                     reason = str(error)
-                if self._together:
-                    raise WeightSyncError(f"an engine was lost during the weight update: {reason}")
-                log.warning("receiver %d of %d is left behind: %s", number, len(self._handles), reason)
                 self._left_behind.add(number)
+                if self._together:
+                    raise ReceiverLostError(f"an engine was lost during the weight update: {reason}")
+                log.warning("receiver %d of %d is left behind: %s", number, len(self._handles), reason)
         if len(self._left_behind) == len(self._handles):
-            raise WeightSyncError(f"no engine is left to receive weights: {reason}")
+            raise ReceiverLostError(f"no engine is left to receive weights: {reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,14 @@ from typing import Any, Protocol, TypeVar
 from mrpo.checkpoints import CheckpointRecorder, Checkpoints
 from mrpo.collection import Collector
 from mrpo.config import Config
-from mrpo.errors import JudgeUnavailableError, LearnerLostError, MRPOError, NonFiniteError, ParityError, WeightSyncError
+from mrpo.errors import (
+    JudgeUnavailableError,
+    LearnerLostError,
+    MRPOError,
+    NonFiniteError,
+    ParityError,
+    ReceiverLostError,
+)
 from mrpo.eval.on_record import put_on_record
 from mrpo.eval.record import EvalRecord
 from mrpo.faults import FaultLog
@@ -293,7 +300,7 @@ class Controller:
             receivers = await self._until_stopped(rollout.receivers())
             try:
                 return await self.learner.publish(receivers)
-            except WeightSyncError as error:
+            except ReceiverLostError as error:
                 if not await rollout.lost_receivers():
                     raise
                 logger.warning("the weights are sent again, because an engine was lost on the way: %s", error)

@@ -71,6 +71,10 @@ class WeightSyncError(MRPOError):
     """A weight bucket arrived damaged, or an engine did not answer like the learner after an update."""
 
 
+class ReceiverLostError(WeightSyncError):
+    """An engine was lost, or broke, while it received weights: they can be sent again without it."""
+
+
 class NonFiniteError(MRPOError):
     """A NaN or Inf in log-probs, advantages, loss or gradient. The message names the completion where one is known."""
 

@@ -54,7 +54,10 @@ class RolloutPool(Protocol):
         ...
 
     async def lost_receivers(self) -> bool:
-        """Whether an engine that `receivers` named last is gone since: the publish is then repeated with the others."""
+        """After a publish that lost an engine: whether one that `receivers` named last is gone, or was left inside it.
+
+        The publish is then repeated with the others; one that was left inside is lost.
+        """
         ...
 
     async def set_policy_version(self, version: int) -> None:

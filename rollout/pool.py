@@ -248,8 +248,8 @@ class VllmRolloutPool:
         return [slot.handle for slot in sound]
 
     async def lost_receivers(self) -> bool:
-        """Whether one of the engines that `receivers` named is gone since."""
-        await self._all(self._still_receiving, "updating")  # the dead do not answer
+        """Whether one of the engines that `receivers` named is gone since, or left inside the update, and lost so."""
+        await self._sound(self._still_receiving)
         return len(self._still_receiving) < len(self._receiving)
 
     @property
@@ -263,7 +263,8 @@ class VllmRolloutPool:
             if updating is False:
                 sound.append(slot)
             elif updating:
-                slot.fail(slot.name, FaultKind.ENGINE_LOST, f"{slot.name} is inside an unfinished weight update")
+                cause = f"{slot.name} is inside an unfinished weight update; see {slot.log}"
+                slot.fail(slot.name, FaultKind.ENGINE_LOST, cause)
         return sound
 
     async def set_policy_version(self, version: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mrpo.controller import StopRequested
-from mrpo.errors import ParityError, WeightSyncError
+from mrpo.errors import ParityError, ReceiverLostError, WeightSyncError
 from mrpo.types import ScoreSample
 from tests.unit.fakes import FakeLearner, FakeRollout
 from tests.unit.test_controller import CONFIG, World, make_world
@@ -46,13 +46,14 @@ class FussyLearner(FakeLearner):
     """Its second transfer meets an engine that fails."""
 
     told: list[list[str]] = field(default_factory=list)
+    error: type[WeightSyncError] = ReceiverLostError
 
     async def publish(self, receivers: Sequence[Any]) -> Mapping[str, float]:
         self.told.append(list(receivers))
         if len(self.told) == 2:
             if self.engine.dies_in_transfer:  # type: ignore[attr-defined]
                 self.engine.engines.remove("engine-1")  # type: ignore[attr-defined]
-            raise WeightSyncError("an engine failed")
+            raise self.error("an engine failed")
         return await super().publish(receivers)
 
 
@@ -74,8 +75,20 @@ def test_a_transfer_in_which_an_engine_is_lost_is_repeated_with_those_that_are_l
     assert sorted(world.recorder.metrics) == [1, 2]
 
 
-def test_a_transfer_that_fails_with_all_engines_there_ends_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [WeightSyncError, ReceiverLostError])
+def test_a_transfer_that_fails_with_all_engines_there_ends_the_run(
+    tmp_path: Path, error: type[WeightSyncError]
+) -> None:
     world, learner = with_two_engines(tmp_path)
+    learner.error = error
+    with pytest.raises(WeightSyncError, match="an engine failed"):
+        world.run()
+    assert len(learner.told) == 2
+
+
+def test_a_refused_transfer_ends_the_run_whoever_is_lost_beside_it(tmp_path: Path) -> None:
+    world, learner = with_two_engines(tmp_path, dies_in_transfer=True)
+    learner.error = WeightSyncError
     with pytest.raises(WeightSyncError, match="an engine failed"):
         world.run()
     assert len(learner.told) == 2

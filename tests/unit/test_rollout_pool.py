@@ -29,6 +29,7 @@ class FakeHandle:
 
     name: str
     diary: list[str]
+    is_inside: bool = False  # a weight update
 
     def __getattr__(self, method: str) -> Any:
         return FakeMethod(self, method)
@@ -46,7 +47,7 @@ class FakeMethod:
                 await asyncio.sleep(3 * TICK_S)
             if self.method == "stop_trace":
                 return [b"trace"]
-            return {"updating": False, "set_policy_version": True}.get(self.method)
+            return {"updating": self.handle.is_inside, "set_policy_version": True}.get(self.method)
 
         return answer()
 
@@ -166,6 +167,21 @@ def test_it_gets_the_weights_when_the_engines_are_awake_and_serves(states: Seque
         await pool._until(lambda: slots[1].state == SlotState.UP)
         assert brought == ["engine-1"]
         assert diary[-1] == "engine-1 set_policy_version"
+
+    run(body)
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_an_engine_that_a_broken_transfer_left_inside_the_update_is_lost(is_inside: bool) -> None:
+    pool, slots, _ = pool_of((SlotState.UP,), (SlotState.UP,))
+
+    async def body() -> None:
+        await pool.receivers()
+        slots[1].handle.is_inside = is_inside
+        assert await pool.lost_receivers() is is_inside
+        cause = "engine_lost: engine-1 is inside an unfinished weight update; see its log"
+        assert slots[1].causes == ([cause] if is_inside else [])
+        assert [handle.name for handle in await pool.receivers()] == ["engine-0", "engine-1"][: 2 - is_inside]
 
     run(body)
 
