@@ -30,6 +30,7 @@ class FaultKind(StrEnum):
     LEARNER_LOST = "learner_lost"  # a rank died, or its node
     LEARNER_STUCK = "learner_stuck"
     NODE_LOST = "node_lost"
+    SCORER_LOST = "scorer_lost"  # the actor of BERTScore's encoder died, or did not answer in time
     NONFINITE_STEP = "nonfinite_step"  # the learner refused an update; the step was skipped
     CHECKPOINT_FAILED = "checkpoint_failed"  # a full disk, say; the run goes on
     CHECKPOINT_DAMAGED = "checkpoint_damaged"  # it was passed over for the one before

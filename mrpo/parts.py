@@ -78,7 +78,9 @@ async def running_parts(
         UserError: what a part has to say about its configuration.
     """
     async with AsyncExitStack() as stack:
-        answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray)
+        answers = await _start_common(
+            config, console, stack, similarity=similarity, log_dir=log_dir, after_ray=after_ray, faults=faults
+        )
         await _watch_nodes(config, stack, faults)
         if model_folder is None and config.learner.lora.r:
             model_folder = await warm_policy(config, dataset, console)
@@ -140,7 +142,9 @@ async def running_evaluation_parts(
         model_folder: the checkpoint; None: no engine is needed.
     """
     async with AsyncExitStack() as stack:
-        answers = await _start_common(config, console, stack, similarity=similarity, after_ray=after_ray, learner=False)
+        answers = await _start_common(
+            config, console, stack, similarity=similarity, log_dir=log_dir, after_ray=after_ray, learner=False
+        )
         rollout: asyncio.Task[VllmRolloutPool] | None = None
         seats = None if model_folder is None else await reserve_seats(config, stack, learner=False)
         judge_seats = None if seats is None else seats.judges
@@ -166,14 +170,18 @@ async def _start_common(
     stack: AsyncExitStack,
     *,
     similarity: Similarity | None,
+    log_dir: Path,
     after_ray: Callable[[], None],
+    faults: FaultLog | None = None,
     learner: bool = True,
 ) -> AnswerScorer:
     """Ray, and what scores answers."""
     start_ray(config, console, stack, after_ray=after_ray, learner=learner)
     if similarity is None and needs_encoder(config.reward):
         with console.stage("BERTScore encoder"):
-            similarity = await remote_similarity(config.reward.answer.bertscore)
+            similarity = await remote_similarity(
+                config.reward.answer.bertscore, timeout_s=config.watchdog.score_s, faults=faults, log_dir=log_dir
+            )
     return build_answer_scorer(config.reward, similarity)
 
 

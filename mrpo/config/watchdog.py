@@ -16,7 +16,7 @@ class WatchdogConfig:
     """
 
     learn_s: Positive = 1800.0  # one optimizer step
-    score_s: Positive = 900.0  # log-probs of a parity check
+    score_s: Positive = 900.0  # log-probs of a parity check; 16 batches of answers by BERTScore in an actor
     save_s: Positive = 900.0  # a checkpoint's copy to main memory; its write; each and the time for its bytes
     load_s: Positive = 1800.0  # loading one, and the time for its bytes on every node
     min_disk_mib_s: Positive = 20.0  # what the slowest disk moves in a second that is not taken for one that hangs

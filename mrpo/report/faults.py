@@ -19,6 +19,7 @@ WHAT = {  # (one of them, several)
     FaultKind.LEARNER_LOST: ("learner lost", "learners lost"),
     FaultKind.LEARNER_STUCK: ("learner stuck", "learners stuck"),
     FaultKind.NODE_LOST: ("node lost", "nodes lost"),
+    FaultKind.SCORER_LOST: ("scorer lost", "scorers lost"),
     FaultKind.NONFINITE_STEP: ("step skipped, not finite", "steps skipped, not finite"),
     FaultKind.CHECKPOINT_FAILED: ("checkpoint not written", "checkpoints not written"),
     FaultKind.CHECKPOINT_DAMAGED: ("damaged checkpoint", "damaged checkpoints"),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from mrpo.choices import AnswerKind, EncoderPlacement
 from mrpo.config import AnswerConfig, BertScoreConfig, RewardConfig
-from mrpo.errors import ConfigError, NonFiniteError
-from mrpo.remote_similarity import remote_similarity
+from mrpo.errors import ConfigError, MRPOError, NonFiniteError
+from mrpo.faults import Fault, FaultKind, FaultLog, read_faults
+from mrpo.remote_similarity import BATCHES_PER_PART, _RemoteEncoder, remote_similarity
 from mrpo.rewards import build_answer_scorer
 from mrpo.rewards.bertscore import BertScoreEncoder
 from mrpo.rewards.scorer import Similarity
@@ -40,6 +45,10 @@ def test_an_actor_scores_like_the_encoder_in_this_process(config: BertScoreConfi
     f1 = asyncio.run(similarity(PAIRS))
     assert f1 == pytest.approx(BertScoreEncoder(config).f1(PAIRS), abs=1e-6)
     assert f1[2] == 0.0
+    num_pairs = 2 * BATCHES_PER_PART * config.batch_size + 1  # three parts, put together in their order
+    assert asyncio.run(similarity([PAIRS[n % 4] for n in range(num_pairs)])) == pytest.approx(
+        [f1[n % 4] for n in range(num_pairs)], abs=1e-6
+    )
     reward = RewardConfig(answer=AnswerConfig(kind=AnswerKind.MIXED, bertscore=config))
     scores = asyncio.run(build_answer_scorer(reward, similarity).score(PAIRS))
     # Of "the nodule" and "large nodule" one word of two is shared: ROUGE-1 F1 and BLEU-1 are 1/2 each.
@@ -55,11 +64,82 @@ def test_who_asks_for_the_same_encoder_shares_it(config: BertScoreConfig, simila
     assert len(encoders_of(config)) == 1
 
 
-def test_an_actor_that_dies_comes_back(config: BertScoreConfig, similarity: Similarity) -> None:
+def test_an_actor_that_dies_comes_back(config: BertScoreConfig, similarity: Similarity, tmp_path: Path) -> None:
     before = asyncio.run(similarity(PAIRS))
     (name,) = encoders_of(config)
-    ray.kill(ray.get_actor(name), no_restart=False)
-    assert asyncio.run(similarity(PAIRS)) == pytest.approx(before, abs=1e-6)
+    actor = ray.get_actor(name)
+    encoder = _RemoteEncoder(actor, name, 200.0, FaultLog(tmp_path / "faults.jsonl"), None)
+
+    async def body() -> tuple[list[float], list[float]]:
+        await encoder.ask("load")
+        assert encoder._process is not None
+        process = psutil.Process(encoder._process.pid)
+        process.kill()
+        process.wait(60)
+        seen = await encoder.ask("f1", PAIRS)
+        encoder._process = replace(encoder._process, pid=process.pid)  # as if another had died while nobody asked
+        return seen, await encoder.ask("f1", PAIRS)
+
+    for scores in asyncio.run(body()):
+        assert scores == pytest.approx(before, abs=1e-6)
+    faults = read_faults(tmp_path)
+    assert [(fault.kind, fault.who) for fault in faults] == [(FaultKind.SCORER_LOST, name)] * 2
+    assert all(fault.recovery_s is not None for fault in faults)
+
+
+def test_an_actor_that_is_stuck_is_named_with_its_stack_killed_and_asked_again(
+    config: BertScoreConfig, similarity: Similarity, tmp_path: Path
+) -> None:
+    before = asyncio.run(similarity(PAIRS))
+    (name,) = encoders_of(config)
+
+    class Patient(FaultLog):
+        def begin(self, kind: FaultKind, who: str, detail: str = "") -> Fault:
+            encoder._timeout_s = 200.0  # the new process loads on a machine that may be busy
+            return super().begin(kind, who, detail)
+
+    encoder = _RemoteEncoder(ray.get_actor(name), name, 200.0, Patient(tmp_path / "faults.jsonl"), tmp_path)
+
+    async def body() -> list[float]:
+        await encoder.ask("load")
+        assert encoder._process is not None
+        os.kill(encoder._process.pid, signal.SIGSTOP)
+        encoder._timeout_s = 1.0
+        scores: list[float] = await encoder.ask("f1", PAIRS)
+        return scores
+
+    assert asyncio.run(body()) == pytest.approx(before, abs=1e-6)
+    (fault,) = read_faults(tmp_path)
+    assert (fault.kind, fault.who) == (FaultKind.SCORER_LOST, name)
+    assert fault.recovery_s is not None
+    told = "it did not answer within watchdog.score_s=1 s and was killed (is stopped (state T)"
+    assert fault.detail.startswith(told)
+    (stacks,) = tmp_path.glob("stacks-bertscore-*.txt")
+    assert name in stacks.read_text()
+
+
+def test_an_actor_that_is_stuck_twice_ends_the_wait_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Silent:
+        """An actor, and a method of it, that never answers."""
+
+        def __getattr__(self, _: str) -> Silent:
+            return self
+
+        def options(self, **_: int) -> Silent:
+            return self
+
+        def remote(self) -> asyncio.Future[None]:
+            return asyncio.get_running_loop().create_future()
+
+    killed: list[object] = []
+    monkeypatch.setattr(ray, "kill", lambda actor, **_: killed.append(actor))
+    encoder = _RemoteEncoder(Silent(), "bertscore/e", 0.05, FaultLog(tmp_path / "faults.jsonl"), None)
+    with pytest.raises(MRPOError, match=r"^the actor bertscore/e was started again and lost again: .*score_s=0\.05 s"):
+        asyncio.run(encoder.ask("load"))
+    assert len(killed) == 2
+    assert [fault.recovery_s for fault in read_faults(tmp_path)] == [None]
 
 
 def test_an_encoder_that_is_missing_on_the_actor_s_node(tmp_path: Path) -> None:
