@@ -36,7 +36,7 @@ def note_progress(kills: Sequence[Killed], step: int) -> None:
 def judge_recoveries(kills: Sequence[Killed], faults: Sequence[Fault], *, ended_s: float, patience: float) -> list[str]:
     """Give every kill the faults it caused, and say which took too long, were not noticed or never ended.
 
-    What was killed while it was being started again has no fault of its own: the one that it was started for goes on.
+    What was killed while it was being started again need not have a fault of its own: the earlier one goes on.
 
     Args:
         kills: in order of time.
