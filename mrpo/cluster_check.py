@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrpo.choices import WeightTransfer
 from mrpo.config import Config
 from mrpo.errors import ResourceError, first_few
 from mrpo.installation import Installation, installation
-
-ASK_TIMEOUT_S = 120.0  # a node starts a process for the question
+from mrpo.ray_nodes import INSTALLED_TIMEOUT_S, why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +86,9 @@ def _answer(node: Mapping[str, Any], reference: Any) -> Node:
     found: Installation | None = None
     trouble = ""
     try:
-        found = ray.get(reference, timeout=ASK_TIMEOUT_S)
-    except GetTimeoutError:
-        trouble = f"no answer within {ASK_TIMEOUT_S:.0f} s"
-    except RayTaskError as error:
-        trouble = str(error.cause or error).strip().splitlines()[-1]
+        found = ray.get(reference, timeout=INSTALLED_TIMEOUT_S)
     except RayError as error:
-        trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+        trouble = why(error, INSTALLED_TIMEOUT_S)
     return Node(name=name, resources=node["Resources"], installed=found, trouble=trouble)
 
 

@@ -33,9 +33,9 @@ class Installation:
     def differences(self, other: Installation) -> list[str]:
         """What `other` has instead, in words: `vllm 0.25.0 instead of 0.26.0`."""
         found = [
-            f"{name} {other.versions[name]} instead of {wanted}"
+            f"{name} {found} instead of {wanted}"
             for name, wanted in self.versions.items()
-            if other.versions[name] != wanted
+            if (found := other.versions.get(name, ABSENT)) != wanted
         ]
         if self.code != other.code and self.versions["mrpo"] == other.versions["mrpo"]:
             found.append(f"another code of mrpo {self.versions['mrpo']} (digest {other.code} instead of {self.code})")

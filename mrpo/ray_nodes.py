@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ActorAlreadyExistsError
+from ray.exceptions import ActorAlreadyExistsError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrpo.atomic import write_text
 from mrpo.faults import FaultLog
+from mrpo.installation import Installation, installation
 from mrpo.node_watch import NodeWatch
 from mrpo.stacks import ActorProcess, Stacks, kill, stacks_of
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NODE_TIMEOUT_S = 40.0  # a worker that is started for the question takes seconds; py-spy up to 20
+INSTALLED_TIMEOUT_S = 120.0  # the first process of a node that has just joined
 
 
 def under_free_name(name: str, make: Callable[[str], T], numbers: Iterator[int] | None = None) -> tuple[T, str]:
@@ -67,7 +69,7 @@ async def actor_stacks(process: ActorProcess) -> Stacks:
     """What an actor's process is doing; an empty text with the reason where that cannot be found out."""
     try:
         return await on_node(process.node_id, stacks_of, process.pid)
-    except (ray.exceptions.RayError, TimeoutError) as error:
+    except (RayError, TimeoutError) as error:
         return Stacks(text="", state=f"its node {process.node_id[:8]} does not answer ({type(error).__name__})")
 
 
@@ -75,7 +77,7 @@ async def kill_process(process: ActorProcess) -> None:
     """SIGKILL, also to a process that Ray cannot end because it is stopped; where its node is gone, so is it."""
     try:
         await on_node(process.node_id, kill, process.pid)
-    except (ray.exceptions.RayError, TimeoutError) as error:
+    except (RayError, TimeoutError) as error:
         log.info("%s was not killed on its node: %s", process.name, type(error).__name__)
 
 
@@ -110,10 +112,11 @@ async def record_stacks(
 
 @asynccontextmanager
 async def nodes_watched(faults: FaultLog, *, every_s: float) -> AsyncIterator[NodeWatch]:
-    """Look at the cluster's nodes every so many seconds until the context is left."""
+    """Look at the cluster's nodes every so many seconds until the context is left, and ask those that join."""
     watch = NodeWatch(faults)
     watch.look(await asyncio.to_thread(alive_nodes))
-    task = asyncio.create_task(_watch(watch, every_s))
+    here = await asyncio.to_thread(installation)  # now: this process goes on with what it was started with
+    task = asyncio.create_task(_watch(watch, every_s, here))
     try:
         yield watch
     finally:
@@ -121,13 +124,43 @@ async def nodes_watched(faults: FaultLog, *, every_s: float) -> AsyncIterator[No
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _watch(watch: NodeWatch, every_s: float) -> None:
-    while True:
-        await asyncio.sleep(every_s)
-        try:
-            watch.look(await asyncio.to_thread(alive_nodes))
-        except ray.exceptions.RayError as error:  # the next look may succeed; what is lost by then is still lost
-            log.warning("the cluster's nodes cannot be listed: %s", error)
+async def _watch(watch: NodeWatch, every_s: float, here: Installation) -> None:
+    async with asyncio.TaskGroup() as questions:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                joined = watch.look(await asyncio.to_thread(alive_nodes))
+            except RayError as error:  # the next look may succeed; what is lost by then is still lost
+                log.warning("the cluster's nodes cannot be listed: %s", error)
+                continue
+            for node_id, address in joined.items():
+                questions.create_task(_compare(here, node_id, address))
+
+
+async def _compare(here: Installation, node_id: str, address: str) -> None:
+    """Warn of a node on which actors of this run may fail, or do something else than on the others."""
+    try:
+        found = here.differences(await on_node(node_id, installation, timeout_s=INSTALLED_TIMEOUT_S))
+        trouble = f"has {', '.join(found)}" if found else ""
+    except RayTaskError as error:
+        trouble = f"cannot run mrpo ({why(error)})"
+    except (RayError, TimeoutError) as error:
+        trouble = f"does not say what is installed there ({why(error, INSTALLED_TIMEOUT_S)})"
+    if trouble:
+        log.warning(
+            "node %s (%s) has joined and %s: what Ray places there may fail or do something else; `ray stop` there, "
+            "install what the others have (make setup, or one image for all), then `ray start` there again",
+            *(address, node_id[:8], trouble),
+        )
+
+
+def why(error: RayError | TimeoutError, timeout_s: float = NODE_TIMEOUT_S) -> str:
+    """Why a node did not answer, in half a line."""
+    if isinstance(error, RayTaskError):
+        return (str(error.cause).strip() or type(error.cause).__name__).splitlines()[-1]
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout_s:g} s"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def alive_nodes() -> dict[str, str]:

@@ -216,13 +216,37 @@ def checks(folder: Path) -> dict[str, Any]:
         cluster.add_elsewhere(num_cpus=0, host=OTHER_HOST if renames else None)
         found["no room on the other"] = verdict()
         cluster.end_elsewhere()
-        cluster.add_elsewhere(host=None, environment={"PYTHONPATH": str(_older_vllm(folder))})
-        found["older vllm"] = verdict()
-        cluster.end_elsewhere()
-        cluster.add_elsewhere(host=None, environment={"PYTHONPATH": str(_no_mrpo(folder))})
-        found["no mrpo"] = verdict()
+        others = {"older vllm": _older_vllm(folder), "no mrpo": _no_mrpo(folder)}
+        for name, path in others.items():
+            environment = {"PYTHONPATH": str(path)}
+            found[f"{name}, joining"] = asyncio.run(warning_of(cluster, environment))
+            found[name] = verdict()
+            cluster.end_elsewhere()
         ray.shutdown()
     return found
+
+
+async def warning_of(cluster: Nodes, environment: Mapping[str, str]) -> list[str]:
+    """What a run says of a node that joins while it is under way."""
+    import logging
+
+    from mrpo.faults import FaultLog
+    from mrpo.ray_nodes import nodes_watched
+
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("mrpo.ray_nodes")
+    logger.addHandler(handler)
+    try:
+        async with nodes_watched(FaultLog(None), every_s=0.5):
+            await asyncio.to_thread(cluster.add_elsewhere, host=None, environment=environment)
+            ends_at = time.monotonic() + PATIENCE_S
+            while not said and time.monotonic() < ends_at:
+                await asyncio.sleep(0.2)
+    finally:
+        logger.removeHandler(handler)
+    return said
 
 
 async def judge_actors_come_and_go(cluster: Nodes) -> list[list[str]]:

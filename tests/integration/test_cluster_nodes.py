@@ -77,6 +77,13 @@ def test_nodes_with_other_software_are_named_with_what_they_have(checks: Any) ->
     assert "mrpo" in checks["no mrpo"].partition("cannot run mrpo (")[2]
 
 
+def test_a_node_that_joins_later_with_other_software_is_warned_of_once(checks: Any) -> None:
+    (older,), (absent,) = checks["older vllm, joining"], checks["no mrpo, joining"]
+    assert ") has joined and has vllm 0.1.0 instead of " in older
+    assert ") has joined and cannot run mrpo (" in absent
+    assert all("`ray stop` there" in said for said in (older, absent))
+
+
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("training")
