@@ -24,6 +24,7 @@ from mrpo.config import Config
 from mrpo.console import Console
 from mrpo.controller import Controller
 from mrpo.data.load import Dataset, load_dataset
+from mrpo.data.run_data import note_data, require_same_data
 from mrpo.faults import FAULTS_FILE, FaultLog
 from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
@@ -72,6 +73,8 @@ def carry_out(config: Config, kind: type[TrainingRun], *, started: float) -> int
     model_folder = None if config.model.path is None else local_checkpoint(config.model)
     similarity = answer_similarity(config)
     dataset = load_dataset(config)
+    if config.resume is not None:
+        require_same_data(Path(config.resume), dataset)
     require_judge_allowed((*dataset.train, *dataset.test), config.judge)
     with Console(config.num_steps) as console:
         console.route_logs()
@@ -143,6 +146,7 @@ class TrainingRun:
         self.signals.catch()
         log_dir = run.path / "logs"
         log_dir.mkdir(exist_ok=True)
+        note_data(run.path, self.dataset)
         faults = FaultLog(run.path / FAULTS_FILE)
         checkpoint = await rewind_to_checkpoint(run, self.config, self.console, faults)
         step = checkpoint.step if checkpoint else 0

@@ -24,6 +24,7 @@ class Dataset:
 
     train: list[Example]
     test: list[Example]
+    root: Path  # the folder below which they lie
     warm: list[Example] = field(default_factory=list)  # phantom only: scans for the warm start's demonstrations
     bad_rows: list[str] = field(default_factory=list)  # dropped under data.max_bad_rows, with file, row and reason
 
@@ -41,8 +42,7 @@ def load_dataset(config: Config) -> Dataset:
             if data.num_train is None or data.num_test is None:
                 unset = "data.num_train" if data.num_train is None else "data.num_test"
                 raise DataError(f"{unset}=null: phantoms are generated, so say how many")
-            root = Path(config.cache_dir)
-            splits = _phantoms(config, {"train": data.num_train, "test": data.num_test}, checks)
+            root, splits = _phantoms(config, {"train": data.num_train, "test": data.num_test}, checks)
             train, test = splits["train"], splits["test"]
         case DataKind.JSONL:
             root = require_folder(data.root, "data.root")
@@ -62,12 +62,12 @@ def load_dataset(config: Config) -> Dataset:
         raise DataError(f"{root}: no test questions; switch eval.before and eval.after off or add some")
     # A toy policy learns to see and speak on phantoms, whatever it is asked afterwards.
     num_warm = config.model.warm_start.num_scans if config.model.path is None else 0
-    warm = _phantoms(config, {"warm": num_warm}, checks)["warm"] if num_warm else []
-    return Dataset(train=train, test=test, warm=warm, bad_rows=checks.bad_rows)
+    warm = _phantoms(config, {"warm": num_warm}, checks)[1]["warm"] if num_warm else []
+    return Dataset(train=train, test=test, root=root, warm=warm, bad_rows=checks.bad_rows)
 
 
-def _phantoms(config: Config, counts: dict[str, int], checks: RowChecks) -> dict[str, list[Example]]:
-    """Phantom splits from the cache, drawn first where they are not there."""
+def _phantoms(config: Config, counts: dict[str, int], checks: RowChecks) -> tuple[Path, dict[str, list[Example]]]:
+    """The folder of phantom splits in the cache, and these, drawn first where they are not there."""
     cache = Path(config.cache_dir).expanduser()
     root = ensure_phantom(cache, counts=counts, seed=config.data.seed, noise=config.data.noise)
-    return {split: read_jsonl(root / f"{split}.jsonl", root=root, checks=checks) for split in counts}
+    return root, {split: read_jsonl(root / f"{split}.jsonl", root=root, checks=checks) for split in counts}

@@ -23,6 +23,7 @@ from mrpo.compose import compose_config, resume_config
 from mrpo.config import Config
 from mrpo.console import Console
 from mrpo.data.load import load_dataset
+from mrpo.data.run_data import note_data, require_same_data
 from mrpo.faults import FAULTS_FILE, FaultLog
 from mrpo.judge_parts import check_judge_endpoint
 from mrpo.judge_permission import require_judge_allowed
@@ -65,6 +66,8 @@ def _sft(arguments: Sequence[str]) -> int:
         check_judge_endpoint(config)
         similarity = answer_similarity(config)
     dataset = load_dataset(config)
+    if config.resume is not None:
+        require_same_data(Path(config.resume), dataset)
     require_judge_allowed(dataset.test, config.judge)
     job = plan_job(config, dataset, model_folder)
     with Console(job.order.num_steps) as console:
@@ -135,6 +138,7 @@ class _Run:
         """The phases of a run, each with the machine to itself."""
         self.signals.catch()
         (run.path / "logs").mkdir(exist_ok=True)
+        note_data(run.path, self.job.dataset)
         faults = FaultLog(run.path / FAULTS_FILE)
         checkpoint = await rewind_to_checkpoint(run, self.config, self.console, faults)
         step = checkpoint.step if checkpoint else 0

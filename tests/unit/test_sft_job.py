@@ -96,7 +96,7 @@ def test_tags_in_a_text_name_the_row(change: dict[str, str], words: str) -> None
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
-    dataset = Dataset(train=[example(0, rationale=None)], test=[])
+    dataset = Dataset(train=[example(0, rationale=None)], test=[], root=Path())
     with pytest.raises(DataError, match="none of the 1 training questions has a rationale"):
         plan_job(Config(), dataset, None)
 
