@@ -20,6 +20,7 @@ from mrpo.submit.entrypoint import Job
 STOPPED = 143  # 128 + SIGTERM, which is what Ray sends to a job that is stopped
 FAILED = 1  # where there is no code: the command did not start, or its node was lost
 QUIET_S = 60.0  # without a line of log, before the job's state is asked for
+STALE_S = 600.0  # without one, before the log is opened again: a firewall may have dropped the connection unsaid
 LOST_S = 120.0  # without an answer, before following is given up
 RETRY_S = 2.0
 LOST = (RuntimeError, OSError, aiohttp.ClientError, asyncio.TimeoutError)  # a broken connection, as the layers say it
@@ -74,42 +75,50 @@ async def follow(client: Any, name: str, write: Callable[[str], object]) -> int:
     except RuntimeError:
         raise ClusterError(f"the cluster knows no job {name!r}; `ray job list` names those it has") from None
     shown = 0  # characters; a log that is opened again begins at its beginning
-    heard = time.monotonic()
+    lost: float | None = None  # since when, while nobody answers
+    code: int | None = None
     while True:
+        ended = code  # as known before the log is opened, which shows all of it then
         position = 0
         try:
             async for text in _pieces(client, name):
-                heard = time.monotonic()
+                lost = None
                 position += len(text)
                 if position > shown:
                     write(text[shown - position :])
                     shown = position
+            if ended is not None:
+                return ended
             code = _exit_code(client, name)
-            heard = time.monotonic()
+            lost = None
+            if code is not None:
+                continue
         except LOST as error:
-            if time.monotonic() - heard > LOST_S:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > LOST_S:
+                if ended is not None:
+                    return ended
                 raise MRPOError(
                     f"the cluster is silent for {LOST_S:g} s ({error}); the job may go on, follow it with JOB={name}"
                 ) from None
-            code = None
-        if code is not None:
-            return code
         await asyncio.sleep(RETRY_S)
 
 
 async def _pieces(client: Any, name: str) -> AsyncIterator[str]:
-    """The log from its beginning until the job ends; a silent connection is not trusted for ever."""
+    """The log from its beginning until it is closed; a silent connection is left, and may have hidden the rest."""
     pieces = client.tail_job_logs(name)
+    heard = time.monotonic()
     waiting: asyncio.Future[str | None] = asyncio.ensure_future(anext(pieces, None))
     try:
         while True:
             if not (await asyncio.wait({waiting}, timeout=QUIET_S))[0]:
-                if _exit_code(client, name) is not None:
+                if _exit_code(client, name) is not None or time.monotonic() - heard > STALE_S:
                     return
                 continue
             text = waiting.result()
             if text is None:
                 return
+            heard = time.monotonic()
             waiting = asyncio.ensure_future(anext(pieces, None))
             yield text
     finally:

@@ -170,6 +170,69 @@ def test_a_cluster_that_is_gone_is_not_waited_for_for_ever(monkeypatch: pytest.M
         asyncio.run(follow(gone, "job", str))
 
 
+class Dying(Flaky):
+    """The first connection dies after a line without a word, the next shows all and is closed."""
+
+    ends_at_once = False
+
+    def __init__(self) -> None:
+        super().__init__(["one\n", "two\n", "a traceback\n"], [1])
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        if not self.openings:
+            async for piece in super().tail_job_logs(name):
+                yield piece
+            return
+        if self.ends_at_once:
+            self.openings.clear()
+        yield self.log[0]
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            self.openings.clear()
+
+
+def test_a_connection_that_breaks_after_a_long_silence_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Flaky):
+        async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            async for piece in super().tail_job_logs(name):
+                yield piece
+                await asyncio.sleep(0.3)
+
+    monkeypatch.setattr(job_client, "RETRY_S", 0.0)
+    monkeypatch.setattr(job_client, "LOST_S", 0.2)
+    shown: list[str] = []
+    assert asyncio.run(follow(Slow(["one\n", "two\n"], [1]), "job", shown.append)) == 7
+    assert "".join(shown) == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("ends_at_once", [True, False])
+def test_what_a_dead_connection_hid_is_shown(ends_at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_client, "QUIET_S", 0.05)
+    monkeypatch.setattr(job_client, "STALE_S", 0.1)
+    monkeypatch.setattr(job_client, "RETRY_S", 0.01)
+    dying = Dying()
+    dying.ends_at_once = ends_at_once  # else the job goes on, and its log is opened again while it runs
+    shown: list[str] = []
+    assert asyncio.run(asyncio.wait_for(follow(dying, "job", shown.append), 30)) == 7
+    assert "".join(shown) == "one\ntwo\na traceback\n"
+
+
+def test_an_end_that_is_known_is_returned_though_the_cluster_is_gone_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending(Flaky):
+        async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            if not self.openings:
+                raise RuntimeError("Connection refused")
+            self.openings.clear()
+            yield "one\n"
+
+    monkeypatch.setattr(job_client, "RETRY_S", 0.01)
+    monkeypatch.setattr(job_client, "LOST_S", 0.1)
+    shown: list[str] = []
+    assert asyncio.run(asyncio.wait_for(follow(Ending([], [1]), "job", shown.append), 30)) == 7
+    assert shown == ["one\n"]
+
+
 def test_a_silent_connection_is_left_when_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(Flaky):
         async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
