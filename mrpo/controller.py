@@ -95,6 +95,7 @@ class Controller:
     queue_metrics: Callable[[], Mapping[str, float]] = dict  # what was seen of queues since the last step
     observe: Callable[[Mapping[str, Sequence[float]]], object] = dict  # told of single events of a step, by metric
     progress: Callable[[int], object] = int  # told from which step the run goes on, now and after a rewind
+    saves_end: bool = True  # False: nobody goes on with what this run learns
     _published: Mapping[str, float] | None = None  # what the step's weights took on their way
     _probe: ScoreSample | None = None
     _start_step: int = field(init=False)
@@ -139,7 +140,9 @@ class Controller:
             await self._run()
 
     async def _keep_steps(self, error: MRPOError) -> None:
-        if self.step > self._start_step or not isinstance(error, ParityError):
+        if self.recorder.step != self.step:  # it could not be written down, and is done again from the one before
+            await self.checkpoints.settle()
+        elif self.step > self._start_step or not isinstance(error, ParityError):
             await self.finish_saving()
 
     async def _run(self) -> None:
@@ -368,8 +371,9 @@ class Controller:
 
     async def finish_saving(self) -> None:
         """A checkpoint of the steps done, on disk."""
-        with self.span("checkpoint"):
-            await self.checkpoints.finish(self.step)
+        if self.saves_end:
+            with self.span("checkpoint"):
+                await self.checkpoints.finish(self.step)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for `work`, but give it up as soon as a stop is asked for."""

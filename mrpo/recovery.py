@@ -37,6 +37,9 @@ class RestartableLearner(Protocol):
 class RewindableRecorder(Protocol):
     """Where the record is kept (the run folder)."""
 
+    @property
+    def step(self) -> int: ...
+
     def latest_good_checkpoint(
         self, on_damaged: Callable[[Checkpoint, str], None], given_up: threading.Event
     ) -> Checkpoint | None: ...

@@ -25,7 +25,7 @@ import yaml
 from mrpo.atomic import remove_leftovers, remove_tree, write_text
 from mrpo.checkpoint_folder import OnDamaged, new_checkpoint, newest_good, remove_old
 from mrpo.environment import describe_environment
-from mrpo.errors import ConfigError, DataError, ResourceError
+from mrpo.errors import ConfigError, ResourceError
 from mrpo.eval.record import EvalRecord
 from mrpo.folder_name import require_folder_name
 from mrpo.metrics import evaluation_metrics
@@ -39,9 +39,11 @@ from mrpo.run_reading import (
     Checkpoint,
     RunState,
     RunStatus,
+    best_left,
     has_begun,
     list_checkpoints,
     read_config,
+    read_evaluation,
     read_metrics,
     read_state,
     require_current_format,
@@ -138,6 +140,11 @@ class RunFolder:
         """Where the report is written."""
         return self.path / "report.html"
 
+    @property
+    def step(self) -> int:
+        """The last step on record; 0: none."""
+        return self.state.step
+
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line and put it on disk; each step has one line, in order.
 
@@ -192,18 +199,8 @@ class RunFolder:
         return (self.path / "eval" / f"{name}.parquet").is_file()
 
     def evaluation_metrics(self, name: str) -> dict[str, float]:
-        """The numbers of an evaluation on record.
-
-        Raises:
-            DataError: the file is missing or damaged.
-        """
-        path = self.path / "eval" / f"{name}.json"
-        try:
-            return {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path} is damaged: {error}; remove {path.with_suffix('.parquet')}, it is made again"
-            ) from None
+        """See `mrpo.run_reading.read_evaluation`."""
+        return read_evaluation(self.path, name)
 
     @property
     def best(self) -> BestStep | None:
@@ -290,10 +287,10 @@ class RunFolder:
                     remove_tree(item) if item.is_dir() else item.unlink()
         for suffix in ("parquet", "json"):
             (self.path / "eval" / f"after.{suffix}").unlink(missing_ok=True)
-        checkpoints = {checkpoint.step for checkpoint in list_checkpoints(self.path)}
-        best = self.best if self.best is not None and self.best.step in checkpoints else None
         skipped = tuple(number for number in self.state.skipped_steps if number <= step)
-        self.state = replace(self.state, step=_last_step(kept), best=best, skipped_steps=skipped)
+        self.state = replace(
+            self.state, step=_last_step(kept), best=best_left(self.path, self.best), skipped_steps=skipped
+        )
         self._write_state()
         self.event(f"rewound to step {step}: {len(rows) - len(kept)} later steps dropped")
 

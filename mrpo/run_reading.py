@@ -184,6 +184,39 @@ def list_evaluations(folder: Path) -> dict[str, Path]:
     return {name: found[name] for name in sorted(found, key=order)}
 
 
+def read_evaluation(folder: Path, name: str) -> dict[str, float]:
+    """The numbers of an evaluation on record.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    path = folder / "eval" / f"{name}.json"
+    try:
+        return {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged: {error}; remove {path.with_suffix('.parquet')}, it is made again"
+        ) from None
+
+
+def best_left(folder: Path, best: BestStep | None) -> BestStep | None:
+    """`best`, or where its checkpoint is gone, the best of those that are there; None where none was evaluated.
+
+    Raises:
+        DataError: the numbers of an evaluation are missing or damaged.
+    """
+    steps = [checkpoint.step for checkpoint in list_checkpoints(folder)]
+    if best is None or best.step in steps:
+        return best
+    metric, evaluated, left = best.metric, list_evaluations(folder), None
+    for step in steps:
+        if f"step_{step}" in evaluated:
+            value = read_evaluation(folder, f"step_{step}").get(f"eval/{metric}")  # absent where nothing was judged
+            if value is not None and (left is None or left.is_beaten_by(metric, value)):
+                left = BestStep(step=step, metric=metric, value=value)
+    return left
+
+
 def list_rollouts(folder: Path) -> dict[int, Path]:
     """Rollout files by step."""
     found = {

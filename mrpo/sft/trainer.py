@@ -105,7 +105,10 @@ class SupervisedTrainer:
             await self._run()
 
     async def _keep_steps(self, error: MRPOError) -> None:
-        await self._finish_saving()
+        if self.recorder.step != self.step:  # it could not be written down, and is done again from the one before
+            await self.checkpoints.settle()
+        else:
+            await self._finish_saving()
 
     async def _run(self) -> None:
         """To the end, however often the learner is lost on the way."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from mrpo import run_folder
 from mrpo.config import Config, plain
 from mrpo.controller import StopRequested
 from mrpo.errors import LearnerLostError, LearnerStuckError, NonFiniteError, ResourceError
@@ -207,6 +210,58 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) 
         assert {fault.kind for fault in read_faults(run.path)} == {FaultKind.LEARNER_LOST, FaultKind.CHECKPOINT_DAMAGED}
 
 
+# A record that cannot be written
+
+
+@pytest.mark.parametrize("part", ["completions", "metrics"])
+def test_a_step_that_is_not_on_record_is_in_no_checkpoint_and_is_done_again(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails once, and the run ends by it; when it is saved the disk answers again."""
+    world, run = recorded_world(tmp_path / "failed", lambda method: None)
+
+    def at_step_5(name: str) -> None:
+        if name == "publish" and world.controller.step == 5:
+            fail_once(monkeypatch, run, part)
+
+    world.learner.on_call = at_step_5
+    with run:
+        with pytest.raises(ResourceError, match="Input/output error; the run ends here, because its record would"):
+            world.run()
+        assert world.learner.weights == 5 and run.step == 4
+        assert [item.step for item in list_checkpoints(run.path)] == [2, 4]
+    with RunFolder.open(run.path) as again:
+        found = again.latest_good_checkpoint(lambda bad, reason: None)
+        assert found is not None and found.step == 4
+        again.rewind(4)
+        resumed = make_world(tmp_path / "failed", CONFIG, recorder=again, step=4)
+        asyncio.run(resumed.learner.load(str(found.path)))
+        resumed.run()
+        assert resumed.learner.weights == 6
+        assert record(again) == undisturbed(tmp_path / "whole")
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, run: RunFolder, part: str) -> None:
+    """The next write of this part of the record meets a disk error."""
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+    if part == "completions":
+
+        def write(path: Path, rows: object) -> None:
+            monkeypatch.undo()
+            raise error
+
+        monkeypatch.setattr(run_folder, "write_rows", write)
+    else:
+        line = run._metrics
+        assert line is not None
+
+        def flush() -> None:
+            monkeypatch.undo()
+            raise error
+
+        monkeypatch.setattr(line, "flush", flush)
+
+
 # Steps that are not finite
 
 
@@ -236,7 +291,7 @@ def test_two_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path) -> N
     world, run = recorded_world(tmp_path, loses("step", 4, 5, error=NonFiniteError("the gradient is not finite")))
     with run:
         message = (
-            r"two steps in a row .*weights are those of step 3: the gradient.*step_00004\.parquet and .*step_00005"
+            r"two steps in a row .*weights are those of step 3: step 5: .*gradient.*step_00004\.parquet and .*step_00005"
         )
         with pytest.raises(NonFiniteError, match=message):
             world.run()

@@ -27,6 +27,7 @@ from mrpo.run_reading import (
     list_evaluations,
     list_rollouts,
     read_config,
+    read_evaluation,
     read_metrics,
     read_state,
 )
@@ -275,6 +276,26 @@ def test_the_best_step_is_forgotten_with_its_checkpoint(run: RunFolder) -> None:
     run.latest_good_checkpoint(lambda bad, reason: None)
     run.rewind(2)
     assert run.best is None
+
+
+def test_the_best_of_the_checkpoints_that_are_left_is_kept(run: RunFolder, tmp_path: Path) -> None:
+    """Here the one before the newest was evaluated worse than an older one, and a better one has no checkpoint."""
+    images = draw_images(tmp_path / "images")
+    for step, accuracy in {4: 1.0, 7: 0.6, 15: 0.5, 20: 0.7}.items():
+        run.log_metrics(step, {})
+        run.write_evaluation(f"step_{step}", evaluation_records(10, accuracy, images))
+    saved(run, 7, 15, 20)
+    run.mark_best(BestStep(step=20, metric=BestMetric.ACCURACY, value=0.7))
+    flip(run.path / "checkpoints" / "step_20" / "hf" / "weights")
+    found = run.latest_good_checkpoint(lambda bad, reason: None)
+    assert found is not None and found.step == 15
+    run.rewind(15)
+    left = read_state(run.path).best
+    assert left is not None and (left.step, left.value) == (7, read_evaluation(run.path, "step_7")["eval/accuracy"])
+    for step in (16, 17, 18):
+        with run.checkpoint(step, keep_last=1):
+            pass
+    assert [checkpoint.step for checkpoint in list_checkpoints(run.path)] == [7, 18]
 
 
 @pytest.mark.parametrize(
