@@ -1,6 +1,7 @@
 """Rulings kept on disk, so that none is paid for twice; training, evaluation and all runs of a machine share them.
 
-Only rulings are kept, never failures. Whatever is wrong with the cache is a miss: said once, counted, and lived with.
+Only rulings are kept, never failures. Whatever is wrong with the cache is a miss: said once, counted, and lived with;
+a file system that hangs, too: the folder is then left alone for a while.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from judge.accounting import KnownRuling, LookedUp
+from judge.daemon_threads import DaemonThreads
 from judge.ruling_file import CorruptRuling, decode, encode
 from judge.ruling_folder import RulingFolder
 from judge.ruling_key import rubric_version, ruling_key
@@ -29,6 +31,14 @@ T = TypeVar("T")
 CACHED_KINDS = (JudgeKind.OPENAI_COMPATIBLE, JudgeKind.VLLM)  # local judges are as cheap as a look-up, and exact
 FOLDER = "judge"  # under `cache_dir`
 NUM_THREADS = 8  # file systems over a network can be slow, and must not hold up the event loop
+STALL_S = 10.0  # in which nothing in the folder ends, neither a look-up nor a write: its file system hangs
+STALL_LOOKS = 4  # in that time: a process that was held up itself does not take that for a hang
+REST_S = 60.0  # for which a folder that hangs is left alone
+CLOSE_GRACE_S = 5.0  # for what is being written
+
+
+class FolderHangs(Exception):
+    """The folder's file system does not answer, or did not a moment ago."""
 
 
 class RulingCache:
@@ -44,20 +54,32 @@ class RulingCache:
         self._config = config
         self._models = tuple(endpoint_models(config))
         self._folder = RulingFolder(folder, max_mib=config.cache.max_mib)
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="judge-cache")
+        self._threads = DaemonThreads(NUM_THREADS, "judge-cache")
+        self._num_ended = 0  # look-ups and writes
+        self._hangs = False
+        self._rests_until_s = 0.0  # time.monotonic()
         self._lock = threading.Lock()  # of the counts
         self._told: Counter[str] = Counter()  # when metrics were last taken
         self.counts: Counter[str] = Counter()  # "hits", "misses", "corrupt", "changed", "read_errors", "write_errors"
 
     async def find(self, request: JudgeRequest | AnswerRequest) -> LookedUp:
         """Look for a ruling on the same content by one of this judge's models."""
-        return await self._in_thread(lambda: self._find(request))
+        try:
+            found = await self._in_thread(lambda: self._find(request))
+        except FolderHangs:
+            self._count("read_errors")
+            found = LookedUp()
+        self._count("misses" if found.known is None else "hits")
+        return found
 
     async def keep(
         self, request: JudgeRequest | AnswerRequest, ruling: Verdicts | bool, *, model: str, key: str
     ) -> None:
         """Remember what `model` ruled under the `key` that `find` gave, if that is still the call's."""
-        await self._in_thread(lambda: self._keep(request, KnownRuling(ruling=ruling, model=model), key))
+        try:
+            await self._in_thread(lambda: self._keep(request, KnownRuling(ruling=ruling, model=model), key))
+        except FolderHangs:
+            self._count("write_errors")
 
     def take_metrics(self) -> dict[str, float]:
         """Counts since this was asked last: hits and misses always, troubles where there were any."""
@@ -67,8 +89,8 @@ class RulingCache:
         return {f"judge/cache_{name}": float(new[name]) for name in dict.fromkeys(("hits", "misses", *new))}
 
     def close(self) -> None:
-        """End the threads; what is being written is finished."""
-        self._threads.shutdown()
+        """End the threads; what is being written is finished, where that does not hang."""
+        self._threads.close(CLOSE_GRACE_S)
 
     def _find(self, request: JudgeRequest | AnswerRequest) -> LookedUp:
         num_steps = None if isinstance(request, AnswerRequest) else len(request.steps)
@@ -78,14 +100,11 @@ class RulingCache:
                 key = keys[model] = ruling_key(request, self._config, model=model)
                 data = self._folder.read(key)
                 if data is not None:
-                    known = decode(data, key, num_steps=num_steps)
-                    self._count("hits")
-                    return LookedUp(known=known, keys=keys)
+                    return LookedUp(known=decode(data, key, num_steps=num_steps), keys=keys)
             except CorruptRuling as error:
                 self._report("corrupt", f"{self._folder.file_of(key)} is damaged, {error}: it is asked for again")
             except OSError as error:
                 self._report("read_errors", f"{error}; what cannot be read is asked for again")
-        self._count("misses")
         return LookedUp(keys=keys)
 
     def _keep(self, request: JudgeRequest | AnswerRequest, known: KnownRuling, key: str) -> None:
@@ -113,7 +132,44 @@ class RulingCache:
             return self.counts[name]
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        """What `work` returns.
+
+        Raises:
+            FolderHangs: neither it nor anything else in the folder ended for `STALL_S`, or that was so a moment ago.
+        """
+        silent_looks = 0
+        job = None if self._rests() else asyncio.wrap_future(self._threads.submit(work))
+        try:
+            while job is not None and silent_looks < STALL_LOOKS and not self._rests():
+                num_ended = self._num_ended
+                await asyncio.wait([job], timeout=STALL_S / STALL_LOOKS)
+                if job.done():
+                    self._num_ended += 1
+                    self._hangs = False
+                    return job.result()
+                silent_looks = silent_looks + 1 if self._num_ended == num_ended else 0
+        finally:
+            if job is not None:
+                job.cancel()  # it need not be begun any more
+        if not self._rests():
+            self._rest()
+        raise FolderHangs
+
+    def _rests(self) -> bool:
+        return time.monotonic() < self._rests_until_s
+
+    def _rest(self) -> None:
+        """Leave the folder alone for a while; said when it begins to hang."""
+        self._rests_until_s = time.monotonic() + REST_S
+        if not self._hangs:
+            logger.warning(
+                "judge cache: nothing in %s ended for %g s, its file system hangs; rulings are asked for again and not "
+                "kept, and it is tried every %g s (judge/cache_read_errors and judge/cache_write_errors count)",
+                self._folder.path,
+                STALL_S,
+                REST_S,
+            )
+        self._hangs = True
 
 
 def open_cache(config: JudgeConfig, cache_dir: Path, *, bypass: bool = False) -> RulingCache | None:

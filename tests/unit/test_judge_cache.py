@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from judge.accounting import KnownRuling
+from judge.accounting import KnownRuling, LookedUp
 from judge.cache import RulingCache, open_cache
 from judge.ruling_file import encode
 from judge.ruling_folder import RulingFolder
@@ -170,3 +172,64 @@ def test_metrics_are_what_is_new(tmp_path: Path, image: str) -> None:
     file.write_bytes(b"")
     assert find(cache, steps_request(image)) is None
     assert cache.take_metrics() == {"judge/cache_hits": 0.0, "judge/cache_misses": 1.0, "judge/cache_corrupt": 1.0}
+
+
+def test_a_folder_that_hangs_is_left_alone_for_a_while(
+    tmp_path: Path, image: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("judge.cache.STALL_S", 0.2)
+    monkeypatch.setattr("judge.cache.CLOSE_GRACE_S", 0.1)
+    request, other = steps_request(image), steps_request(image, question="Which lobe?")
+    cache = RulingCache(config_of(), tmp_path / "c")
+    hanging = cache._folder.file_of(ruling_key(request, config_of(), model="m"))
+    hanging.parent.mkdir(parents=True)
+    os.mkfifo(hanging)  # opening it waits for a writer that never comes
+    with caplog.at_level(logging.WARNING):
+        looked_up = asyncio.run(cache.find(request))
+    assert looked_up == LookedUp()  # without a key nothing will be kept
+    assert find(cache, other) is None  # it is not even looked for
+    keep(cache, other, RULING)
+    assert files_of(tmp_path / "c") == []
+    assert cache.counts == {"misses": 2, "read_errors": 2, "write_errors": 1}
+    (told,) = caplog.messages
+    assert str(tmp_path / "c") in told
+    assert "its file system hangs" in told
+
+    monkeypatch.setattr("judge.cache.STALL_S", 60.0)
+    cache._rests_until_s = 0.0  # the while is over; one thread of eight is still stuck
+    keep(cache, other, RULING)
+    assert find(cache, other) == KnownRuling(ruling=RULING, model="m")
+    cache.close()
+
+
+def test_many_look_ups_that_wait_for_a_thread_are_no_hang(
+    tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together they take longer than a hang does; each is there a moment after another."""
+    monkeypatch.setattr("judge.cache.STALL_S", 2.0)
+    cache = RulingCache(config_of(), tmp_path / "c")
+
+    def slow(_: str) -> None:
+        time.sleep(0.2)
+
+    monkeypatch.setattr(cache._folder, "read", slow)
+
+    async def find_all() -> None:
+        await asyncio.gather(*(cache.find(steps_request(image, key=str(n))) for n in range(100)))
+
+    asyncio.run(find_all())
+    assert cache.counts == {"misses": 100}
+    cache.close()
+
+
+def test_a_process_ends_though_a_thread_does_not() -> None:
+    script = (
+        "import threading\n"
+        "from judge.daemon_threads import DaemonThreads\n"
+        "threads = DaemonThreads(2, 'stuck')\n"
+        "stuck, done = threads.submit(threading.Event().wait), threads.submit(lambda: 'done')\n"
+        "print(done.result())\n"
+        "threads.close(0.1)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout == "done\n"
