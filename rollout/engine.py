@@ -24,6 +24,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.core_client import MPClient
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from mrpo.choices import Device
@@ -98,6 +99,12 @@ class Engine:
     def updating(self) -> bool:
         """Whether a weight update was begun and not finished."""
         return self._updating
+
+    @property
+    def core_is_lost(self) -> bool:
+        """Whether vLLM's core, where it is a process of its own, or a worker of it is gone; safe for threads."""
+        core = self._llm.engine_core
+        return isinstance(core, MPClient) and core.resources.engine_dead
 
     def sample(self, request: RolloutRequest, done: Callable[[Completion], None]) -> str:
         """Submit one completion and return its id; `done` is called by the `step` in which it ends.

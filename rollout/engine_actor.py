@@ -10,10 +10,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mrpo.choices import Device
 from mrpo.placement import Seat
+from rollout.sampling import OWNED_PER_SEQUENCE
 from rollout.spec import EngineSpec
-from rollout.worker import RolloutWorker
+from rollout.worker import CONTROL, RolloutWorker
 
-MAX_CALLS_IN_FLIGHT = 64  # of one actor; streams of completions and control calls
+NUM_CONTROL_CALLS = 16  # at once; one of them for as long as the actor lives
+NUM_OTHER_CALLS = 16  # at once, beside the streams of completions: scores, weights
 
 
 def make_actor(spec: EngineSpec, seat: Seat | None, name: str) -> Any:
@@ -25,10 +27,12 @@ def make_actor(spec: EngineSpec, seat: Seat | None, name: str) -> Any:
         "num_cpus": 1 if on_gpu else 0,
         "num_gpus": spec.rollout.tensor_parallel if on_gpu else 0,
         "resources": dict(spec.rollout.resources) or None,
-        "max_concurrency": MAX_CALLS_IN_FLIGHT,
+        # A stream holds its place until the last of its requests ends, and may have been opened for one alone.
+        "max_concurrency": OWNED_PER_SEQUENCE * spec.rollout.max_num_seqs + NUM_OTHER_CALLS,
     }
     if seat is not None:
         options["num_gpus"] = seat.num_gpus
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(seat.group, seat.bundle)
         spec = replace(spec, gpu_ids=seat.gpu_ids)
-    return ray.remote(RolloutWorker).options(**options).remote(replace(spec, actor_name=name))
+    actor_class: Any = ray.remote(concurrency_groups={CONTROL: NUM_CONTROL_CALLS})(RolloutWorker)
+    return actor_class.options(**options).remote(replace(spec, actor_name=name))

@@ -35,6 +35,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[tuple[Callable[[Any], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._listeners: set[Callable[[BaseException], None]] = set()
         self._failure: BaseException | None = None
+        self.engine: Any = None  # once it is built; others may read what it says is safe to read
         self.num_steps = 0  # of the engine; read by others, as a sign of its life
         self.started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -62,7 +63,7 @@ class EngineThread:
     def _run(self) -> None:
         engine: Any = None
         try:
-            engine = self._build()
+            engine = self.engine = self._build()
             self.started.set_result(None)
         except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits for the start gets it
             self._failure = error

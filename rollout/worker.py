@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -12,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import ray
 
 from mrpo.orphans import die_with_parent
 from mrpo.processes import descendants_of, kill_and_wait
@@ -23,6 +25,10 @@ from rollout.spec import EngineSpec, engine_environment
 if TYPE_CHECKING:
     from rollout.engine import Engine
 
+logger = logging.getLogger(__name__)
+
+CONTROL = "control"  # Ray's concurrency group of calls that are answered however many streams are open
+CORE_LOOK_S = 1.0  # between two looks at an engine's core
 CLOSE_TIMEOUT_S = 3.0  # of an orderly end; processes left after it are killed
 
 
@@ -52,15 +58,15 @@ class RolloutWorker:
             os.sched_setaffinity(0, spec.cores)  # the engine's thread inherits it
         self._thread = EngineThread(partial(_build_engine, spec))
         self._num_submitted = 0
+        self._closing = False
 
     def __repr__(self) -> str:
         """The name under which Ray's dashboard and logs show it."""
         return self._spec.actor_name or self._spec.name
 
+    @ray.method(concurrency_group=CONTROL)
     async def placed(self) -> WorkerInfo:
         """Where this is; known while the engine still starts."""
-        import ray
-
         this = psutil.Process()
         return WorkerInfo(
             name=self._spec.actor_name or self._spec.name,
@@ -70,15 +76,23 @@ class RolloutWorker:
             start_s=time.monotonic() - self._created_s,
         )
 
+    @ray.method(concurrency_group=CONTROL)
     async def ready(self) -> WorkerInfo:
         """Wait for the engine to be up; raises what kept it from it."""
         await asyncio.wrap_future(self._thread.started)
         return await self.placed()
 
+    @ray.method(concurrency_group=CONTROL)
     async def watch(self) -> None:
-        """Never answers: who asked learns from Ray when this process is gone."""
-        await asyncio.Event().wait()
+        """Never answers: who asked learns from Ray when this process is gone. It ends with the engine's core."""
+        # vLLM notices that its core is gone, and says so at the next call only: there is none while the learner works.
+        while self._closing or self._thread.engine is None or not self._thread.engine.core_is_lost:
+            await asyncio.sleep(CORE_LOOK_S)
+        logger.error("%r: vLLM's core process is gone, and this process ends with it", self)
+        kill_and_wait(descendants_of([psutil.Process()]), 0.0)
+        os._exit(1)
 
+    @ray.method(concurrency_group=CONTROL)
     async def progress(self) -> int:
         """A count that goes up while the engine works; answered also while its thread is busy, or stuck."""
         return self._thread.num_steps + self._num_submitted
@@ -117,6 +131,7 @@ class RolloutWorker:
         await self._call(lambda engine: engine.set_policy_version(version))
         return True
 
+    @ray.method(concurrency_group=CONTROL)
     async def updating(self) -> bool:
         """Whether the engine is inside a weight update; answered by the engine's thread, and so a sign of its life."""
         inside: bool = await self._call(lambda engine: engine.updating)
@@ -151,8 +166,10 @@ class RolloutWorker:
         traces: list[bytes] = await self._call(lambda engine: engine.stop_trace())
         return traces
 
+    @ray.method(concurrency_group=CONTROL)
     async def close(self) -> None:
         """End the engine and every process it started, within a few seconds."""
+        self._closing = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._call(lambda engine: engine.close()), CLOSE_TIMEOUT_S)
         self._thread.stop()
