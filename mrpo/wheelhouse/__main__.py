@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mrpo.errors import DataError, ResourceError, UserError
 from mrpo.wheelhouse.gather import gather
+from mrpo.wheelhouse.glibc import needed_glibc, own_glibc, version_of
 from mrpo.wheelhouse.manifest import NAME, Manifest, facts_of, read_manifest, this_python
 from mrpo.wheelhouse.parts import pack, require_whole, unpack
 from mrpo.wheelhouse.pins import Pin, read_pins, without_wheel
@@ -21,7 +22,8 @@ from mrpo.wheelhouse.pins import Pin, read_pins, without_wheel
 logger = logging.getLogger(__name__)
 
 MIB = 2**20
-WHEELS = "wheels"  # under the wheelhouse while it is made
+WHEELS = "wheels"
+UNFINISHED = "unfinished"  # begins the name of a folder under the wheelhouse, while it is made
 USER_ERROR = 2
 
 
@@ -78,7 +80,9 @@ def make(folder: Path, pins: Sequence[Pin], *, device: str, part_mib: int) -> Ma
         raise DataError(
             f"{folder} is a wheelhouse of other packages, larger parts, another device or Python; choose another OUT"
         )
-    wheels_folder = folder / WHEELS
+    python, platform = this_python()
+    # Another Python, or a machine with another glibc, would get other wheels: none of those counts as there.
+    wheels_folder = folder / "-".join((UNFINISHED, python, platform, *map(str, own_glibc())))
     wheels_folder.mkdir(parents=True, exist_ok=True)
     wheels = gather(pins, wheels_folder)
     for leftover in folder.glob("part-*"):
@@ -86,11 +90,12 @@ def make(folder: Path, pins: Sequence[Pin], *, device: str, part_mib: int) -> Ma
     _require_room(folder, wheels)
     logger.info("packing %d wheels", len(wheels))
     parts = pack(wheels, folder, part_mib * MIB)
-    python, platform = this_python()
     facts = tuple(facts_of(wheel) for wheel in wheels)
-    manifest = Manifest(device=device, python=python, platform=platform, parts=tuple(parts), wheels=facts)
+    glibc = needed_glibc(wheel.name for wheel in facts)
+    manifest = Manifest(device=device, python=python, platform=platform, glibc=glibc, parts=tuple(parts), wheels=facts)
     manifest.write(folder)
-    shutil.rmtree(wheels_folder)
+    for unfinished in folder.glob(f"{UNFINISHED}-*"):
+        shutil.rmtree(unfinished)
     _say(folder, manifest)
     return manifest
 
@@ -110,6 +115,11 @@ def open_up(folder: Path, pins: Sequence[Pin], *, device: str, target: Path) -> 
     ):
         if theirs != ours:
             raise DataError(f"wheelhouse {folder} is for {what} {theirs}, and this is {ours}; {remedy}")
+    if own_glibc() < version_of(manifest.glibc):
+        raise DataError(
+            f"wheelhouse {folder} needs glibc {manifest.glibc} or newer, and this machine has "
+            f"{'.'.join(map(str, own_glibc())) or 'none'}; make one on a machine with an older system"
+        )
     lacking = without_wheel(pins, [wheel.name for wheel in manifest.wheels])
     if lacking:
         raise DataError(
@@ -135,11 +145,12 @@ def _require_room(folder: Path, wheels: Sequence[Path]) -> None:
 def _say(folder: Path, manifest: Manifest) -> None:
     size = sum(part.size for part in manifest.parts) / MIB
     logger.info(
-        "%s: %d wheels for Python %s on %s in %d parts, %s MiB; its %s has SHA-256 %s",
+        "%s: %d wheels for Python %s on %s%s in %d parts, %s MiB; its %s has SHA-256 %s",
         folder,
         len(manifest.wheels),
         manifest.python,
         manifest.platform,
+        f" with glibc {manifest.glibc} or newer" if manifest.glibc else "",
         len(manifest.parts),
         f"{size:,.0f}",
         NAME,

@@ -13,7 +13,7 @@ from mrpo.errors import DataError
 from mrpo.manifest import file_hash
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,7 @@ class Manifest:
     device: str  # cpu or gpu
     python: str  # version of the interpreter whose wheels these are, as 3.11
     platform: str  # as sysconfig names it, as linux-x86_64
+    glibc: str  # the oldest that the wheels run with, as 2.34; "" where any does
     parts: tuple[FileFacts, ...]  # in order
     wheels: tuple[FileFacts, ...]
 

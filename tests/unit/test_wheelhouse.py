@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from mrpo.errors import DataError
+from mrpo.wheelhouse import __main__ as wheelhouse
+from mrpo.wheelhouse import glibc
 from mrpo.wheelhouse.__main__ import make, open_up
 from mrpo.wheelhouse.manifest import Manifest, facts_of, read_manifest, this_python
 from mrpo.wheelhouse.parts import pack, require_whole, unpack
@@ -40,7 +42,7 @@ def house(tmp_path: Path, wheels: list[Path]) -> Path:
     python, platform = this_python()
     facts = tuple(facts_of(wheel) for wheel in wheels)
     parts = tuple(pack(wheels, folder, 20_000))
-    Manifest(device="cpu", python=python, platform=platform, parts=parts, wheels=facts).write(folder)
+    Manifest(device="cpu", python=python, platform=platform, glibc="2.17", parts=parts, wheels=facts).write(folder)
     return folder
 
 
@@ -126,6 +128,7 @@ def test_a_name_that_leads_elsewhere_is_not_written(tmp_path: Path) -> None:
         ({"device": "gpu"}, "for device gpu, and this is cpu; set DEVICE=gpu"),
         ({"python": "3.9"}, r"for Python 3\.9"),
         ({"platform": "linux-riscv64"}, "for platform linux-riscv64"),
+        ({"glibc": "9.1"}, r"needs glibc 9\.1 or newer, and this machine has \d"),
         ({"format": 9}, "format 9"),
         ({"parts": 3}, "damaged"),
     ],
@@ -137,6 +140,50 @@ def test_a_wheelhouse_for_something_else_is_refused(
     (house / "manifest.json").write_text(json.dumps(content | change))
     with pytest.raises(DataError, match=said):
         open_up(house, PINS, device="cpu", target=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("tags", "needed"),
+    [
+        (["py3-none-any"], ""),
+        (["py3-none-any", "cp311-cp311-manylinux2014_x86_64"], "2.17"),
+        (["cp311-cp311-manylinux_2_5_x86_64.manylinux1_x86_64", "cp39-abi3-manylinux_2_12_x86_64"], "2.12"),
+        (["cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64", "cp39-abi3-manylinux_2_9_x86_64"], "2.17"),
+        (["cp311-cp311-manylinux_2_17_x86_64.manylinux_2_28_x86_64.musllinux_1_1_x86_64"], "2.17"),
+        (["cp311-cp311-linux_x86_64", "cp311-cp311-manylinux_2_28_x86_64"], "2.40"),
+    ],
+)
+def test_the_glibc_that_wheels_need_is_the_newest_of_their_oldest(
+    tags: list[str], needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glibc, "own_glibc", lambda: (2, 40))  # where the wheel without a version was built
+    assert glibc.needed_glibc([f"some_tool-1.0-{tag}.whl" for tag in tags]) == needed
+
+
+def test_what_another_python_left_unfinished_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python, platform = this_python()
+    monkeypatch.setattr(wheelhouse, "this_python", lambda: ("3.9", platform))
+
+    def interrupted(pins: object, folder: Path) -> list[Path]:
+        (folder / "other-2.1-cp39-cp39-linux_x86_64.whl").write_bytes(b"of 3.9")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wheelhouse, "gather", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, PINS, device="cpu", part_mib=1)
+
+    def gathered(pins: object, folder: Path) -> list[Path]:
+        assert not list(folder.iterdir())
+        for name in SIZES:
+            (folder / name).write_bytes(b"of this Python")
+        return sorted(folder.iterdir())
+
+    monkeypatch.setattr(wheelhouse, "this_python", lambda: (python, platform))
+    monkeypatch.setattr(wheelhouse, "gather", gathered)
+    manifest = make(tmp_path, PINS, device="cpu", part_mib=1)
+    assert [wheel.name for wheel in manifest.wheels] == sorted(SIZES)
+    assert manifest.glibc == ".".join(map(str, glibc.own_glibc()))  # of the wheel that was built here
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "part-0001"]  # nothing else to carry
 
 
 def test_a_wheelhouse_of_older_requirements_is_refused(tmp_path: Path, house: Path) -> None:
