@@ -117,6 +117,8 @@ def configure(arguments: Sequence[str]) -> Config:
 class TrainingRun:
     """One run from start to report, with its signals."""
 
+    promise = "the step in hand is given up, a checkpoint is saved"  # of a stop in order
+
     def __init__(
         self,
         config: Config,
@@ -132,9 +134,7 @@ class TrainingRun:
         self.model_folder = model_folder
         self.console = console
         self.started = started
-        self.signals = StopSignals(
-            console, "the step in hand is given up, a checkpoint is saved", grace_s=config.checkpoint.grace_s
-        )
+        self.signals = StopSignals(console, self.promise, grace_s=config.checkpoint.grace_s)
 
     async def execute(self) -> int:
         """Returns the exit code."""

@@ -1,7 +1,7 @@
 """`python -m mrpo.profile [overrides]`: a few steps of a training run, recorded: traces, flame graphs and a summary.
 
 Everything is as in `python -m mrpo.train` with the same overrides, but that the run ends after `profile.warmup_steps` +
-`profile.steps` steps, evaluates nothing, keeps no checkpoint on the way, and lies under `<runs_dir>/profile/`.
+`profile.steps` steps, evaluates nothing, takes no checkpoint, and lies under `<runs_dir>/profile/`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mrpo.command_line import exit_code, quiet_libraries
 from mrpo.compose import compose_config
 from mrpo.config import Config
 from mrpo.controller import Controller
-from mrpo.errors import ConfigError
-from mrpo.profile.recording import Recording
+from mrpo.errors import ConfigError, MRPOError
+from mrpo.profile.recording import ROLLOUT, Recording
 from mrpo.profile.summary import SUMMARY, profile_folder, summarise
 from mrpo.profile.traced import TracedLearner, TracedRollout
 from mrpo.protocols import Learner, RolloutPool
@@ -58,9 +58,19 @@ def short(config: Config) -> Config:
 class ProfiledRun(TrainingRun):
     """A run whose last steps are recorded."""
 
+    promise = "the step in hand is given up"
+
     async def _train(self, run: RunFolder, tracker: Tracker) -> None:
-        self._recording = Recording(folder=profile_folder(run.path), is_on=lambda: False)
-        await super()._train(run, tracker)
+        self._recording = Recording(folder=profile_folder(run.path))
+        try:
+            await super()._train(run, tracker)
+        except MRPOError:
+            if self._recording.calls:  # of the steps until then
+                await self._summarise()
+            raise
+        await self._summarise()
+
+    async def _summarise(self) -> None:
         self._recording.write_spans()
         with self.console.stage("summary of the profile"):
             text = await asyncio.to_thread(summarise, self._recording, self.config.profile)
@@ -71,11 +81,13 @@ class ProfiledRun(TrainingRun):
         """The training's own, over parts that are traced."""
         recording, profile = self._recording, self.config.profile
         made = super().controller(*arguments, **named)
-        recording.is_on = lambda: made.step >= profile.warmup_steps
+        made.saves_end = False
         shown = made.span
 
         @contextmanager
         def span(stage: str) -> Any:
+            if stage == ROLLOUT:  # not before: the update is counted while the step still sends its weights
+                recording.is_on = made.step >= profile.warmup_steps
             with ExitStack() as stack:
                 stack.enter_context(shown(stage))
                 stack.enter_context(recording.span(stage))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from mrpo.atomic import write_text
 
 TRACES = "traces"
+ROLLOUT = "rollout"  # the stage with which a step begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class Recording:
     """Written by the wrappers around learner and engines, read by the summary."""
 
     folder: Path  # of the profile, existing
-    is_on: Callable[[], bool]  # whether the step in hand is one to record
+    is_on: bool = False  # whether the step in hand is one to record
     calls: list[Span] = field(default_factory=list)  # of learner and engines, without what recording itself takes
     spans: list[Span] = field(default_factory=list)  # of the controller, with it
     _numbers: Counter[str] = field(default_factory=Counter)
@@ -41,7 +42,7 @@ class Recording:
         try:
             yield
         finally:
-            if self.is_on():
+            if self.is_on:
                 self.spans.append(Span(stage=stage, started_s=started_s, seconds=time.perf_counter() - started))
 
     def called(self, stage: str, started_s: float, seconds: float) -> None:

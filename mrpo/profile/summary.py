@@ -9,7 +9,7 @@ from mrpo.atomic import write_text
 from mrpo.config import ProfileConfig
 from mrpo.profile.flame import collapsed, flame_svg
 from mrpo.profile.frames import ON_CPU, ON_GPU, Frame, add_events, read_events, top_lines
-from mrpo.profile.recording import Recording, Span
+from mrpo.profile.recording import ROLLOUT, Recording, Span
 
 FLAMES = "flames"
 SUMMARY = "summary.txt"
@@ -17,7 +17,7 @@ SUMMARY = "summary.txt"
 
 def summarise(recording: Recording, settings: ProfileConfig) -> str:
     """Write summary and flame graphs into the profile's folder; returns the summary."""
-    parts = [_stages_text(recording, settings.steps)]
+    parts = [_stages_text(recording)]
     for (who, stage), traces in recording.traces_by_process().items():
         for place, kinds in (("", ON_CPU), (" on the GPU", ON_GPU)):
             root = Frame(f"{who} {stage}{place}")
@@ -37,9 +37,12 @@ def summarise(recording: Recording, settings: ProfileConfig) -> str:
     return text
 
 
-def _stages_text(recording: Recording, steps: int) -> str:
+def _stages_text(recording: Recording) -> str:
     """Seconds a step of each stage, from the calls themselves: recording is not in them."""
-    rows = [f"{steps} steps recorded. What the controller waited for, while it was recorded:", ""]
+    rows = [
+        f"{len(_of(recording.calls, ROLLOUT))} steps recorded. What the controller waited for, while it was recorded:",
+        "",
+    ]
     for stage in dict.fromkeys(span.stage for span in recording.calls):
         found = _of(recording.calls, stage)
         seconds = sum(span.seconds for span in found)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from mrpo.profile.recording import Recording
+from mrpo.profile.recording import ROLLOUT, Recording
 from mrpo.types import Completion, LearnStats, RolloutRequest, ScoreSample, TrainSample
 
 
@@ -42,7 +42,7 @@ class TracedLearner:
 
     @asynccontextmanager
     async def _traced(self, stage: str) -> AsyncIterator[None]:
-        if not self._recording.is_on():
+        if not self._recording.is_on:
             yield
             return
         await self._learner.start_trace(stacks=self._stacks)
@@ -63,15 +63,15 @@ class TracedRollout:
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Completion]:
         """See `mrpo.protocols.RolloutPool`."""
-        if not self._recording.is_on():
+        if not self._recording.is_on:
             async for completion in self._rollout.generate(requests):
                 yield completion
             return
         await self._rollout.start_trace()
-        with _timed(self._recording, "rollout"):
+        with _timed(self._recording, ROLLOUT):
             async for completion in self._rollout.generate(requests):
                 yield completion
-        await self._recording.keep("engine", "rollout", self._rollout.stop_trace())
+        await self._recording.keep("engine", ROLLOUT, self._rollout.stop_trace())
 
 
 @contextmanager

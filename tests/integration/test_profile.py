@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mrpo.profile.frames import read_events
-from mrpo.run_reading import RunStatus, read_metrics, read_state
+from mrpo.run_reading import RunStatus, list_checkpoints, read_metrics, read_state
 from tests.locations import REPOSITORY
 
 pytestmark = pytest.mark.timeout(900)
@@ -38,6 +38,7 @@ def test_a_profiled_run_is_a_short_run(profiled: tuple[Path, str]) -> None:
     assert read_state(run).status == RunStatus.FINISHED
     assert [row["step"] for row in read_metrics(run).rows] == [1, 2]
     assert not (run / "eval").exists() or not list((run / "eval").iterdir())
+    assert list_checkpoints(run) == []  # nobody goes on with it, and a large model's takes minutes and a disk
 
 
 def test_learner_and_engine_leave_traces_of_their_stages(profiled: tuple[Path, str]) -> None:
@@ -58,6 +59,8 @@ def test_summary_and_flame_graphs_say_where_the_time_went(profiled: tuple[Path, 
     assert summary.splitlines()[0].startswith("1 steps recorded")
     assert "learner-0 learn: 1 calls" in summary
     assert "engine-0 rollout: 1 calls" in summary
+    assert "learner-0 sync: 1 calls" in summary  # not that of the step before
+    assert "learner-0 score: 1 calls" in summary
     assert "aten::" in summary
     assert "summary.txt" in shown
     flames = run / "profile" / "flames"
