@@ -21,7 +21,7 @@ from weight_receiver_fake import receiver_class
 from learner.shm_sender import ShmSender
 from learner.step import train_step
 from learner.weight_source import WeightMeta, WeightSource
-from mrpo.errors import ResourceError
+from mrpo.errors import ResourceError, WeightSyncError
 from tests.integration.learner_world import FAMILIES, build_world, completions, make, spec
 
 
@@ -107,7 +107,7 @@ def test_a_failed_update_can_be_repeated() -> None:
     receiver: Any = receiver_class()(fail=True)
     source = Counted(5)
     sender = ShmSender(receiver, source, bucket_bytes=1024, is_sender=True)
-    with pytest.raises(RuntimeError, match="on fire"):
+    with pytest.raises(WeightSyncError, match="on fire"):
         sender.send()
     assert all(source.given.acquire(blocking=False) for _ in range(5)), "the other ranks gather all weights too"
     receiver.fail = False

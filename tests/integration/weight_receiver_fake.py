@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mrpo.errors import WeightSyncError
 from mrpo.host import host_id
 
 
@@ -36,7 +37,7 @@ def receiver_class() -> type[Any]:
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
             if self.fail:
-                raise RuntimeError("engine on fire")
+                raise WeightSyncError("engine on fire")
             if self.hang:
                 time.sleep(3600)
             if self.die:
