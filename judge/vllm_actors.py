@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +28,10 @@ from mrpo.placement import Seat
 
 logger = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
-MAX_RESTARTS = 3  # of a server that ends by itself; then its endpoint stays down
 POLL_S = 1.0
+LOOK_EVERY_S = 30.0  # at a server that is there, whether it answers
+HANG_S = 300.0  # for which one may give no answer, above what its queue may make a token wait
+PORT_ATTEMPTS = 3  # with the port that a server had, which may be held by the one before it; then any will do
 CLOSE_TIMEOUT_S = 40.0
 SILENT_S = 60.0  # for which an actor may be; it does nothing but wait
 MAX_PAUSE_S = 60.0  # between attempts to make one anew
@@ -55,35 +59,37 @@ class VllmActor:
         return process_place()
 
     def start(self) -> str:
-        """The base URL of the healthy server.
+        """The base URL of the healthy server; what is left of one before it is ended.
 
         Raises:
             JudgeUnavailableError: it did not come up.
         """
-        self.server.start(give_up=self._closing.is_set)
-        threading.Thread(target=self._keep_up, daemon=True).start()
+        with self._closed:
+            self.server.close()  # one that hangs
+            self.server.start(give_up=self._closing.is_set)
         return self.server.url
+
+    def watch(self) -> str:
+        """Wait until the server is lost; returns how."""
+        log, good_s = self.server.spec.log_file, time.monotonic()
+        looked_s = good_s
+        while not self._closing.wait(POLL_S):
+            if not self.server.is_running:
+                return f"its server ended by itself; see {log}"
+            if time.monotonic() - looked_s < LOOK_EVERY_S:
+                continue
+            if self.server.answers(HANG_S):
+                good_s = time.monotonic()
+            elif self.server.is_running and time.monotonic() - good_s >= HANG_S:
+                return f"its server gave no answer for {HANG_S:g} s; see {log}"
+            looked_s = time.monotonic()
+        return "it was closed"
 
     def close(self) -> None:
         """End the server; a start under way is given up."""
         self._closing.set()
         with self._closed:
             self.server.close()
-
-    def _keep_up(self) -> None:
-        """Start the server again, at its address, when it ends by itself; calls go elsewhere or wait meanwhile."""
-        for _ in range(MAX_RESTARTS):
-            while self.server.is_running:
-                if self._closing.wait(POLL_S):
-                    return
-            with self._closed:
-                if self._closing.is_set():
-                    return
-                logger.warning("%s ended by itself; it is started again", self.server.spec.name)
-                try:
-                    self.server.start(give_up=self._closing.is_set)
-                except JudgeUnavailableError:
-                    logger.exception("%s does not come up again", self.server.spec.name)
 
 
 class VllmServers:
@@ -104,7 +110,7 @@ class VllmServers:
             specs: one a server.
             seats: as many, or none on a CPU.
             local: as `VllmActor`.
-            faults: told of actors that are lost and come back.
+            faults: told of servers and actors that are lost and come back.
             command: as `VllmActor`.
         """
         self._specs = list(specs)
@@ -152,23 +158,36 @@ class VllmServers:
         )
 
     async def _keep(self, index: int) -> None:
-        """Make an actor anew that is lost; its server went with it, and calls go elsewhere or wait meanwhile."""
+        """Start a server that was lost again, with its actor or without; calls go elsewhere or wait meanwhile."""
         while True:
-            name, log_dir = self._names[index], Path(self._specs[index].log_file).parent
-            pulse = Pulse(self._actors[index], name, timeout_s=SILENT_S, log_dir=log_dir)
-            how = await pulse.lost()
-            with self._faults.during(FaultKind.JUDGE_ACTOR_LOST, name, how):
-                await self._replace(index)
+            how, has_actor = await self._lost(index)
+            with self._faults.during(FaultKind.JUDGE_ACTOR_LOST, self._names[index], how):
+                await self._replace(index, has_actor=has_actor)
 
-    async def _replace(self, index: int) -> None:
+    async def _lost(self, index: int) -> tuple[str, bool]:
+        """Wait until a server is lost: how, and whether its actor is there still."""
+        actor, log_dir = self._actors[index], Path(self._specs[index].log_file).parent
+        ended = asyncio.ensure_future(_watched(actor))
+        pulse = Pulse(actor, self._names[index], timeout_s=SILENT_S, log_dir=log_dir)
+        silent = asyncio.ensure_future(pulse.lost())
+        try:
+            await asyncio.wait((ended, silent), return_when=asyncio.FIRST_COMPLETED)
+            return (silent.result(), False) if silent.done() else ended.result()
+        finally:
+            ended.cancel()
+            silent.cancel()
+
+    async def _replace(self, index: int, *, has_actor: bool) -> None:
         spec, url = self._specs[index], self._urls[index]
         pause_s = POLL_S
-        while True:
-            self._actors[index], self._names[index] = self._make(index, urlsplit(url).port)
+        for attempt in itertools.count():
+            if attempt or not has_actor:
+                port = urlsplit(url).port if attempt < PORT_ATTEMPTS else None
+                self._actors[index], self._names[index] = self._make(index, port)
             try:
                 found = await _answer(spec, self._actors[index].start.remote())
                 break
-            except (JudgeUnavailableError, RayError) as error:  # its port may still be held by the server before it
+            except (JudgeUnavailableError, RayError) as error:
                 logger.warning("%s is not up again: %s", spec.name, str(error).splitlines()[0])
                 ray.kill(self._actors[index])
                 await asyncio.sleep(pause_s)
@@ -183,7 +202,7 @@ class VllmServers:
 
 
 def _options(seat: Seat | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 3}  # `close` and `ping` are heard while `start` waits
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 4}  # `close` and `ping` are heard while others wait
     if seat is not None:
         options |= {
             "num_cpus": 1,
@@ -204,6 +223,14 @@ async def _answer(spec: VllmSpec, reference: Any) -> str:
         raise
     except RayActorError as error:
         raise JudgeUnavailableError(f"{spec.name}: its actor was lost while the server started ({error})") from None
+
+
+async def _watched(actor: Any) -> tuple[str, bool]:
+    """How its server is lost, and whether the actor is there still."""
+    try:
+        return await actor.watch.remote(), True
+    except RayError as error:
+        return type(error).__name__, False
 
 
 async def _quiet(reference: Any) -> None:

@@ -161,6 +161,22 @@ class VllmServer:
                     )
                 time.sleep(POLL_S)
 
+    def answers(self, timeout_s: float) -> bool:
+        """Whether it is healthy and its model makes a token: `/health` alone says nothing of a GPU that hangs.
+
+        Args:
+            timeout_s: for either.
+        """
+        token = {"model": self.spec.served_name, "prompt": "a", "max_tokens": 1}
+        with httpx.Client(timeout=timeout_s, trust_env=False) as client:
+            try:
+                if not self._is_healthy(client):
+                    return False
+                client.post(f"{self.url}/completions", json=token)
+                return True
+            except httpx.HTTPError:
+                return False
+
     def close(self) -> None:
         """End it and all its processes; safe to call twice."""
         process, self._process = self._process, None

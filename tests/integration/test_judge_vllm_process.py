@@ -108,28 +108,34 @@ def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     assert gone(child) and gone(front)
 
 
-def test_a_server_that_ends_by_itself_is_started_again_at_its_address(tmp_path: Path) -> None:
-    log = tmp_path / "logs" / "judge-0.log"
-    judge = server(tmp_path, HEALTHY)
-    actor = VllmActor(judge.spec, local=True)
-    actor.server = judge
+def test_a_server_that_gives_no_answer_is_lost_and_started_again_at_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("judge.vllm_actors.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("judge.vllm_actors.HANG_S", 1.0)
+    log, hangs = tmp_path / "logs" / "judge-0.log", tmp_path / "hangs"
+    post = f"""
+    def do_POST(self):
+        import os, time
+        time.sleep(600 if os.path.exists({str(hangs)!r}) else 0)  # /health is well all the same
+        self.send_response(200); self.end_headers()
+    def do_GET"""
+    actor = VllmActor(server(tmp_path, HEALTHY).spec, local=True)
+    actor.server = server(tmp_path, HEALTHY.replace("\n    def do_GET", post))
     url = actor.start()
     try:
-        front = child_in(log).parent()
-        assert front is not None
-        front.kill()
-        ends_at = time.monotonic() + 60.0
-        while log.read_text().count("child ") < 2:  # the second start
-            assert time.monotonic() < ends_at
-            time.sleep(0.1)
-        health = url.removesuffix("/v1") + "/health"
-        while not answers(health):
-            assert time.monotonic() < ends_at
-            time.sleep(0.1)
+        assert actor.server.answers(60.0)
+        hangs.touch()
+        assert actor.watch() == f"its server gave no answer for 1 s; see {log}"
+        child = child_in(log)
+        hangs.unlink()
+        assert actor.start() == url
+        assert actor.server.answers(60.0)
+        assert gone(child)
     finally:
         actor.close()
     assert not answers(url.removesuffix("/v1") + "/health")
-    assert log.read_text().count("child ") == 2
+    assert actor.watch() == "it was closed"
 
 
 def answers(url: str) -> bool:
@@ -155,13 +161,20 @@ def test_vllm_is_asked_for_what_the_settings_say() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_lost_actor_comes_back_with_its_server_at_its_address(tmp_path: Path) -> None:
+def test_a_server_that_ends_and_an_actor_that_is_lost_come_back_at_their_address(tmp_path: Path) -> None:
     faults = FaultLog(tmp_path / "faults.jsonl")
     spec = replace(server(tmp_path, HEALTHY).spec, name="judge-server-7")
     script = HEALTHY
 
     def command(port: int) -> list[str]:
         return [sys.executable, "-c", script, str(port)]
+
+    async def mended(number: int) -> list[Fault]:
+        ends_at = time.monotonic() + 90.0
+        while len(found := [fault for fault in read_faults(tmp_path) if fault.recovery_s is not None]) < number:
+            assert time.monotonic() < ends_at
+            await asyncio.sleep(0.2)
+        return found
 
     async def scenario() -> list[Fault]:
         servers = VllmServers([spec], [], local=True, faults=faults, command=command)
@@ -170,15 +183,19 @@ def test_a_lost_actor_comes_back_with_its_server_at_its_address(tmp_path: Path) 
             url = str(servers.judge_config(JudgeConfig(kind=JudgeKind.VLLM)).endpoints[0].url)
             health = url.removesuffix("/v1") + "/health"
             assert answers(health)
-            ray.kill(ray.get_actor("judge-server-7"))
-            ends_at = time.monotonic() + 90.0
-            while not (found := read_faults(tmp_path)) or found[0].recovery_s is None:
-                assert time.monotonic() < ends_at
-                await asyncio.sleep(0.2)
+            actor = ray.get_actor("judge-server-7")
+            front = child_in(Path(spec.log_file)).parent()
+            assert front is not None
+            front.kill()
+            await mended(1)
+            assert answers(health)
+            ray.kill(actor)  # the same one still
+            found = await mended(2)
             assert answers(health)
             return found
         finally:
             await servers.close()
 
-    (fault,) = asyncio.run(scenario())
-    assert (fault.kind, fault.who) == (FaultKind.JUDGE_ACTOR_LOST, "judge-server-7")
+    found = asyncio.run(scenario())
+    assert [(fault.kind, fault.who) for fault in found] == [(FaultKind.JUDGE_ACTOR_LOST, "judge-server-7")] * 2
+    assert found[0].detail == f"its server ended by itself; see {spec.log_file}"
