@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,12 @@ def disk_errors(folder: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if isinstance(error, FileNotFoundError) and not folder.exists():
+            raise ResourceError(
+                f"no checkpoint can be written to {folder}: that folder is not there on {socket.gethostname()}, where "
+                "learner rank 0 is; runs_dir must lie on a file system that all nodes have under the same path: move "
+                "the run folder to one, then resume=<it>"
+            ) from error
         raise ResourceError(
             f"no checkpoint can be written to {folder} ({error}): it takes {needed / MIB:,.0f} MiB, {_free(folder)}; "
             "make room (checkpoint.keep_last keeps fewer), or move the run folder to another disk, then resume=<it>"

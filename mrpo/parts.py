@@ -143,7 +143,14 @@ async def running_evaluation_parts(
     """
     async with AsyncExitStack() as stack:
         answers = await _start_common(
-            config, console, stack, similarity=similarity, log_dir=log_dir, after_ray=after_ray, learner=False
+            config,
+            console,
+            stack,
+            similarity=similarity,
+            log_dir=log_dir,
+            after_ray=after_ray,
+            learner=False,
+            engines=model_folder is not None,
         )
         rollout: asyncio.Task[VllmRolloutPool] | None = None
         seats = None if model_folder is None else await reserve_seats(config, stack, learner=False)
@@ -174,9 +181,11 @@ async def _start_common(
     after_ray: Callable[[], None],
     faults: FaultLog | None = None,
     learner: bool = True,
+    engines: bool = True,
 ) -> AnswerScorer:
     """Ray, and what scores answers."""
-    start_ray(config, console, stack, after_ray=after_ray, learner=learner)
+    written = log_dir if learner or engines else None
+    start_ray(config, console, stack, after_ray=after_ray, learner=learner, written=written)
     if similarity is None and needs_encoder(config.reward):
         with console.stage("BERTScore encoder"):
             similarity = await remote_similarity(

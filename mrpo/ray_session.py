@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 import psutil
 
@@ -35,6 +36,7 @@ def start_ray(
     after_ray: Callable[[], None],
     learner: bool = True,
     engines: bool = True,
+    written: Path | None = None,
 ) -> None:
     """Start Ray or join the cluster's; `stack` ends it, and what was started and not ended.
 
@@ -45,18 +47,19 @@ def start_ray(
         after_ray: called once Ray is up.
         learner: whether the cluster must have room for one.
         engines: whether it must have room for them.
+        written: existing folder that they write to, which their nodes must share; None: nobody does.
     """
     spare = [child.pid for child in descendants_of([psutil.Process()])]
     reaper = Reaper(spare)
     stack.callback(reaper.close)
     stack.callback(end_stray_processes, spare=[*spare, reaper.pid])
     with console.stage("Ray"):
-        init_ray(config, learner=learner, engines=engines)
+        init_ray(config, learner=learner, engines=engines, written=written)
         stack.callback(_stop_ray)
         after_ray()
 
 
-def init_ray(config: Config, *, learner: bool, engines: bool) -> None:
+def init_ray(config: Config, *, learner: bool, engines: bool, written: Path | None = None) -> None:
     """Connect this process to Ray. Arguments as `start_ray`.
 
     Raises:
@@ -79,7 +82,7 @@ def init_ray(config: Config, *, learner: bool, engines: bool) -> None:
             f"no Ray cluster can be joined at cluster.address={address} ({_first_line(error)}); does "
             "`ray status` there show one (`ray start --head` starts it)? Without the setting this machine is used alone"
         ) from error
-    check_cluster(config)
+    check_cluster(config, written)
     check_gpus(config, int(ray.cluster_resources().get("GPU", 0)), learner=learner, engines=engines)
 
 

@@ -148,6 +148,7 @@ class _Run:
             self.job.dataset,
             self.console,
             model_folder=self.model_folder,
+            log_dir=run.path / "logs",
             after_ray=self.signals.catch,
         )
         if self.config.eval.before and not run.has_evaluation("before"):

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 async def policy_folder(
-    config: Config, dataset: Dataset, console: Console, *, model_folder: Path | None, after_ray: Callable[[], None]
+    config: Config,
+    dataset: Dataset,
+    console: Console,
+    *,
+    model_folder: Path | None,
+    log_dir: Path,
+    after_ray: Callable[[], None],
 ) -> Path:
     """The checkpoint to train; a toy's is the one reinforcement starts from, warm-started first where it is not yet.
 
@@ -29,6 +35,7 @@ async def policy_folder(
         dataset: its `warm` scans make the demonstrations of a toy's warm start.
         console: told what starts.
         model_folder: None for a toy.
+        log_dir: existing folder of the run, which the nodes of a learner must share.
         after_ray: called once Ray is up (it replaces signal handlers).
     """
     if model_folder is not None:
@@ -37,7 +44,7 @@ async def policy_folder(
     if toy.is_warm:
         return toy.folder
     async with AsyncExitStack() as stack:
-        start_ray(config, console, stack, engines=False, after_ray=after_ray)
+        start_ray(config, console, stack, engines=False, after_ray=after_ray, written=log_dir)
         return await warm_policy(config, dataset, console)
 
 
@@ -62,7 +69,7 @@ async def running_learner(
     from learner.spec import spec_of
 
     async with AsyncExitStack() as stack:
-        start_ray(config, console, stack, engines=False, after_ray=after_ray)
+        start_ray(config, console, stack, engines=False, after_ray=after_ray, written=log_dir)
         spec = spec_of(config, str(folder))
         spec = replace(spec, lora=config.sft.lora, loss=replace(spec.loss, beta=0.0))
         seats = await reserve_seats(config, stack, engines=False)

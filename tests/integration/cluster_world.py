@@ -30,7 +30,7 @@ from tests.locations import REPOSITORY
 OBJECT_STORE_BYTES = 80 * 2**20
 OTHER_HOST = "other-host"
 PATIENCE_S = 420.0
-UNSHARE = ("unshare", "--map-root-user", "--user", "--uts")
+UNSHARE = ("unshare", "--map-root-user", "--user", "--uts", "--mount")
 
 
 def can_rename_host() -> bool:
@@ -88,8 +88,13 @@ class Nodes:
         resources: Mapping[str, float] | None = None,
         host: str | None = OTHER_HOST,
         environment: Mapping[str, str] | None = None,
+        own_disk: Path | None = None,
     ) -> str:
-        """A node in a process tree and a directory of its own, on another host where one is named; its id."""
+        """A node in a process tree and a directory of its own, on another host where one is named; its id.
+
+        Args:
+            own_disk: a folder which that host has too, with nothing in it.
+        """
         before = self.ids()
         start = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self.address}"),
@@ -97,6 +102,8 @@ class Nodes:
             *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--block", "--disable-usage-stats"),
         ]
         rename = f"hostname {host} && " if host is not None else ""
+        if host is not None and own_disk is not None:
+            rename += f"mount -t tmpfs none {shlex.quote(str(own_disk))} && "
         command = ["sh", "-c", f"{rename}cd / && exec {shlex.join(start)}"]
         process = subprocess.Popen(
             [*UNSHARE, *command] if host is not None else command,
@@ -184,15 +191,16 @@ def checks(folder: Path) -> dict[str, Any]:
     """Three nodes, one of them elsewhere, and what a run finds out about them before it starts."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from mrpo.choices import WeightTransfer
     from mrpo.cluster_check import check_cluster
-    from mrpo.config import Config
+    from mrpo.config import ClusterConfig, Config
     from mrpo.errors import ResourceError
     from mrpo.host import host_id
 
-    def verdict() -> str:
+    def verdict(config: Config | None = None, written: Path | None = None) -> str:
         started = time.monotonic()
         try:
-            check_cluster(Config())
+            check_cluster(config or Config(), written)
             return f"passed in {time.monotonic() - started:.1f} s"
         except ResourceError as error:
             return str(error)
@@ -201,6 +209,10 @@ def checks(folder: Path) -> dict[str, Any]:
         place = NodeAffinitySchedulingStrategy(node_id, soft=False)
         return ray.get(ray.remote(function).options(num_cpus=0, scheduling_strategy=place).remote(*arguments))
 
+    over_nccl = Config(cluster=ClusterConfig(weight_transfer=WeightTransfer.NCCL))
+    shared, own = folder / "shared", folder / "own"
+    shared.mkdir()
+    own.mkdir()
     renames = can_rename_host()
     found: dict[str, Any] = {"renames": renames, "here": host_id()}
     with nodes() as cluster:
@@ -208,13 +220,15 @@ def checks(folder: Path) -> dict[str, Any]:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         found["same host"] = verdict()
         found["judge actors"] = asyncio.run(judge_actors_come_and_go(cluster))
-        other = cluster.add_elsewhere(num_cpus=1, host=OTHER_HOST if renames else None)
+        other = cluster.add_elsewhere(num_cpus=1, host=OTHER_HOST if renames else None, own_disk=own)
         found["elsewhere"] = ask(other, where_am_i)
         found["vllm there"] = ask(other, refuse_another_host, host_id() if renames else "another:machine")
         found["two hosts"] = verdict()
+        found["a shared folder"] = verdict(over_nccl, shared)
+        found["a folder of each"] = verdict(over_nccl, own)
         cluster.end_elsewhere()
-        cluster.add_elsewhere(num_cpus=0, host=OTHER_HOST if renames else None)
-        found["no room on the other"] = verdict()
+        cluster.add_elsewhere(num_cpus=0, host=OTHER_HOST if renames else None, own_disk=own)
+        found["no room on the other"] = verdict(written=own)
         cluster.end_elsewhere()
         others = {"older vllm": _older_vllm(folder), "no mrpo": _no_mrpo(folder)}
         for name, path in others.items():

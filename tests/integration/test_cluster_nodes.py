@@ -51,12 +51,22 @@ def test_shared_memory_is_refused_across_hosts_before_anything_starts(checks: An
     assert f"({OTHER_HOST}, " in checks["two hosts"]
 
 
+def test_a_folder_that_nodes_do_not_share_is_refused_before_anything_starts(checks: Any) -> None:
+    assert checks["a shared folder"].startswith("passed")
+    if not checks["renames"]:
+        pytest.skip("this kernel gives nobody a disk of his own (unshare --user --mount); see tests/unit")
+    said = checks["a folder of each"]
+    assert said.startswith("1 of 3 nodes that may hold a learner rank or an engine do not share ")
+    assert f"({OTHER_HOST}, " in said
+    assert "does not see it; " in said
+
+
 def test_engines_pinned_to_the_host_of_the_ranks_are_accepted_and_others_refused() -> None:
     from dataclasses import replace
 
     here = installation()
-    ranks = Node(name="a", resources={"CPU": 2.0, "engine": 1.0}, installed=here)
-    other = Node(name="b", resources={"engine": 1.0}, installed=replace(here, host="other:boot"))
+    ranks = Node(node_id="a", name="a", resources={"CPU": 2.0, "engine": 1.0}, installed=here)
+    other = Node(node_id="b", name="b", resources={"engine": 1.0}, installed=replace(here, host="other:boot"))
     check_one_host(Config(), [ranks, other])
     pinned = Config(rollout=RolloutConfig(resources={"engine": 1.0}))
     with pytest.raises(ResourceError, match=r"2 hosts \(a, b\)"):

@@ -8,6 +8,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import json
 import resource
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from learner import checkpoint, hf_folder
 from learner.background_write import BackgroundWrite
 from learner.checkpoint import load, save, snapshot, write
-from learner.disk import checkpoint_bytes
+from learner.disk import checkpoint_bytes, require_room
 from learner.step import score, train_step
 from mrpo.config import LoraConfig, LossConfig
 from mrpo.errors import DataError, ResourceError
@@ -241,6 +242,15 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     with pytest.raises(ResourceError, match=rf"{tmp_path} .*takes {needed} MiB, 1 MiB are free; .*keep_last.* resume="):
         save(rank, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_that_is_not_there_on_the_node_of_rank_0_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError) as caught:
+        require_room(tmp_path / "elsewhere" / ".step_5.tmp", 2**40)
+    said = str(caught.value)
+    assert f"that folder is not there on {socket.gethostname()}, where learner rank 0 is" in said
+    assert "must lie on a file system that all nodes have" in said
+    assert "make room" not in said
 
 
 @pytest.mark.parametrize("stage", [2, 3])
