@@ -106,7 +106,7 @@ async def record_run(
     signals: StopSignals,
     train: Callable[[RunFolder, Tracker], Awaitable[None]],
     *,
-    command: str,
+    command: str | None,
     started: float,
 ) -> int:
     """Train in a new or resumed run folder; the report is written however training ends.
@@ -116,7 +116,7 @@ async def record_run(
         console: of the command.
         signals: that stop it.
         train: all the run does in its folder.
-        command: that goes on with the run when it was stopped: `make train`.
+        command: that goes on with the run when it was stopped: `make train`; None: nothing does.
         started: `time.time()` when the command began.
 
     Returns:
@@ -161,7 +161,7 @@ async def _until_stopped(
     signals: StopSignals,
     train: Callable[[RunFolder, Tracker], Awaitable[None]],
     *,
-    command: str,
+    command: str | None,
     grace_s: float,
 ) -> int:
     signals.on_late = partial(_say_late, run, console, grace_s)
@@ -172,9 +172,12 @@ async def _until_stopped(
         _set_status(run, reason)
         if signals.preempted:
             FaultLog(run.path / FAULTS_FILE).begin(FaultKind.PREEMPTED, "driver", reason)
-        console.note(f'{reason}; go on with: {command} ARGS="resume={run.path}"')
+        way_on = "" if command is None else f'; go on with: {command} ARGS="resume={run.path}"'
+        console.note(f"{reason}{way_on}")
         return signals.exit_code
     except JudgeBudgetError as error:
+        if command is None:
+            raise
         way_on = f'{command} ARGS="resume={run.path} {larger(error)}"'
         raise JudgeBudgetError(f"{error}; the steps done are kept, go on with a larger one: {way_on}") from None
     except asyncio.CancelledError:

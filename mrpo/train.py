@@ -118,6 +118,7 @@ class TrainingRun:
     """One run from start to report, with its signals."""
 
     promise = "the step in hand is given up, a checkpoint is saved"  # of a stop in order
+    command: str | None = "make train"  # goes on with it after a stop
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class TrainingRun:
     async def execute(self) -> int:
         """Returns the exit code."""
         return await record_run(
-            self.config, self.console, self.signals, self._train, command="make train", started=self.started
+            self.config, self.console, self.signals, self._train, command=self.command, started=self.started
         )
 
     async def _train(self, run: RunFolder, tracker: Tracker) -> None:

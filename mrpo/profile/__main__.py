@@ -59,6 +59,7 @@ class ProfiledRun(TrainingRun):
     """A run whose last steps are recorded."""
 
     promise = "the step in hand is given up"
+    command = None
 
     async def _train(self, run: RunFolder, tracker: Tracker) -> None:
         self._recording = Recording(folder=profile_folder(run.path))

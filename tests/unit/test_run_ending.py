@@ -15,6 +15,7 @@ import pytest
 from mrpo import run_session
 from mrpo.config import Config
 from mrpo.console import Console
+from mrpo.controller import StopRequested
 from mrpo.errors import EngineError
 from mrpo.run_folder import RunFolder
 from mrpo.run_reading import RunStatus, read_state
@@ -65,6 +66,22 @@ def test_a_run_that_ends_early_says_so(error: BaseException, told: str, tmp_path
 
 def test_a_run_that_is_through_is_finished(tmp_path: Path) -> None:
     assert ended(tmp_path, None)[0] == RunStatus.FINISHED
+
+
+@pytest.mark.parametrize(("command", "ways_on"), [("make sft", 1), (None, 0)])
+def test_what_goes_on_with_a_stopped_run_is_said_where_something_does(
+    command: str | None, ways_on: int, tmp_path: Path
+) -> None:
+    async def train(run: RunFolder, tracker: Tracker) -> None:
+        raise StopRequested("stopped after 2 steps")
+
+    config, output = replace(Config(), runs_dir=str(tmp_path)), io.StringIO()
+    with Console(1, file=output) as console:
+        signals = StopSignals(console, "", grace_s=1.0)
+        asyncio.run(record_run(config, console, signals, train, command=command, started=0.0))
+    shown = " ".join(output.getvalue().split())
+    assert "stopped after 2 steps" in shown
+    assert shown.count(f'{command} ARGS="resume=') == shown.count("resume=") == ways_on
 
 
 class WaitingTracker(NoTracker):
