@@ -17,9 +17,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from vllm import ModelRegistry, SamplingParams
-from vllm.config import ProfilerConfig, VllmConfig, WeightTransferConfig
-from vllm.engine.arg_utils import EngineArgs
+from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
@@ -28,14 +26,12 @@ from vllm.v1.engine.core_client import MPClient
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from mrpo.choices import Device
-from mrpo.config import RolloutConfig
 from mrpo.errors import UserError, WeightSyncError
 from mrpo.families import Family, family_of
 from mrpo.images import processor_settings, read_image
 from mrpo.prompts import chat_messages
 from mrpo.types import Completion, RolloutRequest, ScoreSample
-from mrpo.weight_files import ties_embeddings
-from rollout.engine_arguments import engine_arguments
+from rollout.engine_config import engine_config
 from rollout.request import build_completion, refuse_mixed
 from rollout.spec import EngineSpec
 from rollout.token_bans import ADDITIONAL_CONFIG_KEY
@@ -63,18 +59,14 @@ class Engine:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._family = family_of(spec.model_type)
-        if spec.device == Device.CPU:
-            _register_in_process(self._family)
         processor = _load_processor(spec.model_folder, self._family)
         images = processor_settings(
             processor.image_processor, self._family, max_pixels=spec.max_pixels, max_tiles=spec.max_tiles
         )
         self._traces = Path(tempfile.mkdtemp(prefix="mrpo-trace-")) if spec.trace_stacks is not None else None
-        config = _engine_args(spec, images, self._traces).create_engine_config()
+        config = engine_config(spec, images, self._traces)
         vocab_size = config.model_config.get_vocab_size()
         self._vocabulary = vocabulary_of(processor.tokenizer, self._family, vocab_size)
-        if spec.device == Device.CPU:
-            config.cache_config.kv_cache_memory_bytes = _cpu_cache_bytes(spec.rollout, config)
         config.additional_config = {ADDITIONAL_CONFIG_KEY: self._vocabulary.banned}
         self._llm: Any = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         assert self._llm.renderer.mm_processor is not None
@@ -365,46 +357,7 @@ def _values(logprobs: Any) -> list[float]:
     return list(logprobs.logprobs)
 
 
-def _register_in_process(family: Family) -> None:
-    """Let vLLM inspect the model's class here instead of in a fresh process that imports everything once more."""
-    registered = ModelRegistry.models[family.model_class]
-    ModelRegistry.register_model(family.model_class, registered.load_model_cls())
-
-
-def _cpu_cache_bytes(rollout: RolloutConfig, config: VllmConfig) -> int:
-    """Memory of the KV cache: as configured, but no more than twice what all sequences at full length can fill.
-
-    vLLM writes zeros to all of it when it starts; for a small model that would be most of the start and of the memory.
-    """
-    model, block = config.model_config, config.cache_config.block_size
-    heads = model.get_num_layers(config.parallel_config) * model.get_total_num_kv_heads()
-    bytes_per_token = 2 * heads * model.get_head_size() * model.dtype.itemsize
-    blocks_per_sequence = -(-model.max_model_len // block)
-    needed: int = rollout.max_num_seqs * blocks_per_sequence * block * bytes_per_token
-    return min(rollout.kv_cache_gib * 1024**3, 2 * needed)
-
-
 def _load_processor(folder: str, family: Family) -> Any:
     import transformers
 
     return getattr(transformers, family.processor_class).from_pretrained(folder)
-
-
-def _engine_args(spec: EngineSpec, image_settings: dict[str, Any], traces: Path | None) -> EngineArgs:
-    profiler: dict[str, Any] = {}
-    if traces is not None:
-        profiler = {
-            "profiler_config": ProfilerConfig(
-                profiler="torch",
-                torch_profiler_dir=str(traces),
-                torch_profiler_with_stack=bool(spec.trace_stacks),
-                max_iterations=spec.trace_steps,
-            )
-        }
-    return EngineArgs(
-        **profiler,
-        **engine_arguments(spec),
-        mm_processor_kwargs=image_settings,
-        hf_overrides={"tie_word_embeddings": ties_embeddings(Path(spec.model_folder))},
-        weight_transfer_config=WeightTransferConfig(backend=spec.weight_transfer.value),
-    )
