@@ -309,6 +309,7 @@ class ActorLink:
             logger.warning("%s may not serve where it is, and is placed anew until it may: %s", self.name, refusal)
             if self._fault is not None:
                 self._fault.detail += f"; then {refusal}"
+                self._faults.update(self._fault)
         self.refusal = refusal
 
     async def _move(self, pause_s: float) -> float:

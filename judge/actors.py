@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class JudgeActors:
         self._admits = admits
         self._faults = faults
         self._some_up = asyncio.Event()
+        self._moved: dict[int, str] = {}  # base URLs of endpoints that are not where `config` says
         self._is_started = False
         self._is_closed = False
         self._num_waiting = 0  # calls, for any actor to come up
@@ -103,7 +105,7 @@ class JudgeActors:
                 admits=lambda keys: self._admits(keys) if self._is_started else None,
                 faults=faults,
                 on_event=self._hear,
-                on_up=self._some_up.set,
+                on_up=partial(self._welcome, index),
                 open_now=open_now,
             )
             self._links.append(link)
@@ -174,6 +176,12 @@ class JudgeActors:
         for link in self._up():
             link.actor.set_open.remote(endpoint, is_open)
 
+    def set_url(self, endpoint: int, url: str) -> None:
+        """Have all actors ask an endpoint at another base URL, also those that come up later."""
+        self._moved[endpoint] = url
+        for link in self._up():
+            link.actor.set_url.remote(endpoint, url)
+
     def hold(self, endpoint: int, seconds: float) -> None:
         """Have no actor ask an endpoint for so long."""
         for link in self._up():
@@ -190,6 +198,12 @@ class JudgeActors:
             ray.kill(link.actor)
         if self._limiter is not None:
             ray.kill(self._limiter)
+
+    def _welcome(self, index: int) -> None:
+        """An actor serves again: it knows nothing of what happened since it was described."""
+        for endpoint, url in self._moved.items():
+            self._links[index].actor.set_url.remote(endpoint, url)
+        self._some_up.set()
 
     def _up(self) -> list[ActorLink]:
         return [link for link in self._links if link.is_up]

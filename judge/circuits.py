@@ -93,6 +93,10 @@ class Circuits:
         """The endpoints whose circuits are open."""
         return [index for index, circuit in enumerate(self._circuits) if circuit.is_open]
 
+    def rename(self, endpoint: int, name: str) -> None:
+        """Call an endpoint by another name in messages."""
+        self._circuits[endpoint].name = name
+
     def status(self) -> str | None:
         """How an outage stands, in a line; None where there is none."""
         if self._out_since is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from judge.accounting import RequestUsage, Served
@@ -13,7 +14,7 @@ from judge.call import Call, Conclusion
 from judge.limiter import Limiter
 from judge.prompts import LEAST_REPLY_TOKENS_PER_STEP, prompt_of
 from judge.reply import Ruling
-from judge.slots import Slots, targets_of
+from judge.slots import Slots, chat_url, targets_of
 from mrpo.choices import LOCAL_KINDS, TokenLimitField
 from mrpo.config import JudgeConfig
 from mrpo.types import AnswerJudgement, AnswerRequest, FailureReason, JudgeFailure, Judgement, JudgeRequest
@@ -36,6 +37,7 @@ class JudgeClient:
         targets = targets_of(config)
         self.has_keys = [target.key is not None for target in targets]
         self._config = config
+        self._targets = targets  # seen by all below
         self._slots = Slots(concurrency)
         self._availability = Availability(
             weights=[target.weight for target in targets], num_failures=config.breaker.num_failures
@@ -104,6 +106,10 @@ class JudgeClient:
         """Open the circuits of these endpoints and close all others."""
         for endpoint in range(len(self.has_keys)):
             self._availability.set_open(endpoint, endpoint in endpoints)
+
+    def set_url(self, endpoint: int, url: str) -> None:
+        """Ask an endpoint at another base URL from now on."""
+        self._targets[endpoint] = replace(self._targets[endpoint], url=chat_url(url))
 
     def hold(self, endpoint: int, seconds: float) -> None:
         """Ask an endpoint nothing for so long."""

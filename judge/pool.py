@@ -152,6 +152,12 @@ class RayJudgePool:
         if missing is not None:
             raise ConfigError(missing)
 
+    def set_url(self, endpoint: int, url: str) -> None:
+        """Ask an endpoint at another base URL from now on: a server of the run's own may come up on another node."""
+        self._circuits.rename(endpoint, f"{self._endpoints[endpoint].model} at {url}")
+        self._silence.set_url(endpoint, url)
+        self._actors.set_url(endpoint, url)
+
     def _missing_key(self, found: Sequence[Sequence[bool]]) -> str | None:
         """What is wrong where actors lack a key that is here; `found` has a row an actor."""
         for index, endpoint in enumerate(self._endpoints):

@@ -34,9 +34,13 @@ class Silence:
     def __init__(self, config: JudgeConfig, circuits: Circuits) -> None:
         self._config = config
         self._circuits = circuits
-        self._endpoints = endpoints_of(config)
-        self._heard_s = [float("-inf")] * len(self._endpoints)  # time.time()
+        self._urls = [endpoint.url for endpoint in endpoints_of(config)]
+        self._heard_s = [float("-inf")] * len(self._urls)  # time.time()
         self._probing = asyncio.Lock()  # one call asks, the others go by what it finds
+
+    def set_url(self, endpoint: int, url: str) -> None:
+        """Ask an endpoint at another base URL from now on."""
+        self._urls[endpoint] = url
 
     async def is_theirs(self, served: Served) -> bool:
         """Whether the call is to be made again, because it failed with its endpoints; always told how a call ended."""
@@ -71,7 +75,7 @@ class Silence:
         async with self._probing:
             if endpoint in self._circuits.open:
                 return False
-            url = self._endpoints[endpoint].url
+            url = self._urls[endpoint]
             try:
                 async with (
                     asyncio.timeout(min(PROBE_TIMEOUT_S, self._config.deadline_s)),

@@ -37,6 +37,11 @@ def trusts_env(judge: JudgeConfig, url: str) -> bool:
     return judge.kind == JudgeKind.OPENAI_COMPATIBLE and not is_this_machine(url)
 
 
+def chat_url(url: str) -> str:
+    """Where to ask an endpoint of this base URL."""
+    return f"{url.rstrip('/')}/chat/completions"
+
+
 def targets_of(config: JudgeConfig) -> list[Target]:
     """The endpoints with their keys, which are read here.
 
@@ -45,7 +50,7 @@ def targets_of(config: JudgeConfig) -> list[Target]:
     """
     return [
         Target(
-            url=f"{endpoint.url.rstrip('/')}/chat/completions",
+            url=chat_url(endpoint.url),
             model=endpoint.model,
             weight=endpoint.weight,
             trust_env=trusts_env(config, endpoint.url),

@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,9 @@ class VllmServers:
         made = [self._make(index) for index in range(len(specs))]
         self._actors, self._names = [actor for actor, _ in made], [name for _, name in made]
         self._urls: list[str] = []
+        self.on_moved: Callable[[int, str], None] | None = (
+            None  # told the new base URL of a server that has another one
+        )
         self._keeping: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -193,12 +196,10 @@ class VllmServers:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
         if found != url:
-            logger.error(
-                "%s came up at %s and calls go to %s: it stays out of use until the run is resumed",
-                spec.name,
-                found,
-                url,
-            )
+            logger.warning("%s came up at %s, calls go there and no longer to %s", spec.name, found, url)
+            self._urls[index] = found
+            if self.on_moved is not None:
+                self.on_moved(index, found)
 
 
 def _options(seat: Seat | None) -> dict[str, Any]:

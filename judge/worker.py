@@ -127,6 +127,10 @@ class JudgeWorker:
         """See `JudgeClient.set_open`."""
         self._client.set_open(endpoint, is_open)
 
+    async def set_url(self, endpoint: int, url: str) -> None:
+        """See `JudgeClient.set_url`."""
+        self._client.set_url(endpoint, url)
+
     async def hold(self, endpoint: int, seconds: float) -> None:
         """See `JudgeClient.hold`."""
         self._client.hold(endpoint, seconds)

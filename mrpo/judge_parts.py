@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mrpo.choices import LEXICAL_NOTICE, LOCAL_KINDS, Device, JudgeKind
 from mrpo.config import Config, JudgeConfig
@@ -22,6 +23,9 @@ from mrpo.judge_model import own_judge
 from mrpo.judge_spending import SpendingLedger
 from mrpo.placement import Seat, placement_of
 from mrpo.protocols import MeteredJudge
+
+if TYPE_CHECKING:
+    from judge.vllm_actors import VllmServers
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +115,10 @@ async def start_judge(
     from judge.pool import RayJudgePool
 
     with console.stage(f"judge ({config.judge.kind})"):
+        servers: VllmServers | None = None
         if config.judge.kind == JudgeKind.VLLM:
-            endpoint = await _start_own_judge(config, stack, seats, log_dir or Path(config.cache_dir) / "logs", faults)
+            servers = await _start_own_judge(config, stack, seats, log_dir or Path(config.cache_dir) / "logs", faults)
+            endpoint = servers.judge_config(config.judge)
         else:
             endpoint = await asyncio.to_thread(_judge_endpoint, config, stack)
         cache = open_cache(endpoint, Path(config.cache_dir), bypass=fresh)
@@ -129,6 +135,8 @@ async def start_judge(
             log_dir=log_dir,
         )
         stack.callback(pool.close)
+        if servers is not None:
+            servers.on_moved = pool.set_url
         stack.enter_context(console.watching(pool.status))
         await pool.start()
     if fresh or config.judge.canary_share == 0:
@@ -144,7 +152,7 @@ async def _start_own_judge(
     seats: Sequence[Seat] | None,
     log_dir: Path,
     faults: FaultLog | None,
-) -> JudgeConfig:
+) -> VllmServers:
     """Serve the model of `judge.kind=vllm`; `stack` ends the servers."""
     from judge.vllm_actors import VllmServers
     from judge.vllm_server import VllmSpec
@@ -169,7 +177,7 @@ async def _start_own_judge(
     servers = VllmServers(specs, seats or (), local=config.cluster.address is None, faults=faults)
     stack.push_async_callback(servers.close)
     await servers.start()
-    return servers.judge_config(config.judge)
+    return servers
 
 
 def _judge_endpoint(config: Config, stack: AsyncExitStack) -> JudgeConfig:

@@ -128,6 +128,7 @@ def test_an_actor_that_may_not_serve_where_it_is_is_placed_anew_until_it_may(ima
         call = asyncio.create_task(pool.judge(judge_request(image)))
         await asyncio.sleep(0.1)
         status, failed = pool.status(), await call
+        assert read_faults(tmp_path)[0].detail.endswith("; then KEY is set here but not for 1 of 1 judge actors")
         refusal = None
         found = await mended(faults, tmp_path, 1)
         return status, failed, await pool.judge(judge_request(image)), found
@@ -140,7 +141,6 @@ def test_an_actor_that_may_not_serve_where_it_is_is_placed_anew_until_it_may(ima
     assert failed.outcome.detail == f"no judge actor came up within judge.max_outage_s=2 ({told})"
     assert ruled([later])
     assert [fault.kind for fault in found] == [FaultKind.JUDGE_ACTOR_LOST]
-    assert found[0].detail.endswith("; then KEY is set here but not for 1 of 1 judge actors")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hanging"])
@@ -158,6 +158,27 @@ def test_calls_outlive_the_limiter(image: str, tmp_path: Path, how: signal.Signa
         judgements, found = with_pool(config, scenario, faults=faults)
     assert ruled(judgements)
     assert {(fault.kind, fault.who) for fault in found} == {(FaultKind.JUDGE_ACTOR_LOST, "judge-limiter")}
+
+
+def test_an_endpoint_that_moved_is_asked_at_its_new_address_by_actors_that_come_up_later_too(
+    image: str, tmp_path: Path
+) -> None:
+    faults = FaultLog(tmp_path / "faults.jsonl")
+
+    async def scenario(pool: RayJudgePool) -> list[Judgement]:
+        before = await pool.judge(judge_request(image))
+        pool.set_url(0, new.url)
+        after = await pool.judge(judge_request(image))
+        process_of(ray.get_actor("judge-0")).kill()
+        await mended(faults, tmp_path, 1)
+        later = await pool.judge(judge_request(image))
+        assert await pool._silence._answers(0)
+        return [before, after, later]
+
+    with ScriptedServer(lambda *_: reply(GOOD)) as old, ScriptedServer(lambda *_: reply(GOOD)) as new:
+        assert ruled(with_pool(config_of(old.url), scenario, faults=faults))
+    asked = [[request.method for request in server.requests] for server in (old, new)]
+    assert asked == [["POST"], ["POST", "POST", "GET"]]
 
 
 def test_a_second_pool_of_a_job_names_its_actors_apart(image: str) -> None:

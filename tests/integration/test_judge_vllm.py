@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ from judge.prompts import step_prompt
 from judge.request import build_body
 from judge.rubric import RUBRIC_VERSION
 from judge.vllm_actors import VllmServers
-from judge.vllm_server import VllmSpec
+from judge.vllm_server import VllmServer, VllmSpec
 from mrpo.calibration.attacks import attack_success, attacks
 from mrpo.choices import JudgeKind, StructuredReply
 from mrpo.config import JudgeConfig, ProviderConfig, VllmJudgeConfig
@@ -166,3 +167,16 @@ def test_the_record_names_the_checkpoint(settings: JudgeConfig) -> None:
     assert identity is not None
     name, _, digest = identity.model.partition("@")
     assert (name, len(digest), identity.step_rubric) == ("toy", 12, RUBRIC_VERSION)
+
+
+def test_a_server_that_lives_makes_a_token_for_who_asks(served: JudgeConfig) -> None:
+    (endpoint,) = served.endpoints
+    address = urlsplit(endpoint.url)
+    assert address.hostname is not None
+    spec = VllmSpec(
+        name="judge-0", model="", served_name=endpoint.model, settings=served.vllm, on_gpu=False, log_file=""
+    )
+    assert VllmServer(spec, host=address.hostname, port=address.port).answers(120.0)
+    token = {"model": endpoint.model, "prompt": "a", "max_tokens": 1}
+    reply = httpx.post(f"{endpoint.url}/completions", json=token, timeout=120.0, trust_env=False)
+    assert reply.json()["usage"]["completion_tokens"] == 1

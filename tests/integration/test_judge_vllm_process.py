@@ -192,10 +192,19 @@ def test_a_server_that_ends_and_an_actor_that_is_lost_come_back_at_their_address
             ray.kill(actor)  # the same one still
             found = await mended(2)
             assert answers(health)
+            # As if it had been on another node: the next one is told where it is now.
+            servers._urls[0] = url.replace("127.0.0.1", "127.0.0.2")
+            servers.on_moved = lambda index, new: moved.append((index, new))
+            ray.kill(servers._actors[0])
+            found = await mended(3)
+            assert moved == [(0, url)]
+            assert servers.judge_config(JudgeConfig(kind=JudgeKind.VLLM)).endpoints[0].url == url
             return found
         finally:
             await servers.close()
 
+    moved: list[tuple[int, str]] = []
     found = asyncio.run(scenario())
-    assert [(fault.kind, fault.who) for fault in found] == [(FaultKind.JUDGE_ACTOR_LOST, "judge-server-7")] * 2
+    assert [fault.kind for fault in found] == [FaultKind.JUDGE_ACTOR_LOST] * 3
+    assert {fault.who.split(".")[0] for fault in found} == {"judge-server-7"}
     assert found[0].detail == f"its server ended by itself; see {spec.log_file}"
