@@ -55,6 +55,7 @@ class Nodes:
     _elsewhere: list[list[Any]] = field(init=False, default_factory=list)  # process and node's id of each
 
     def __post_init__(self) -> None:
+        assert not ray.is_initialized(), "`close` would end the Ray that this process is in"
         head = {"num_cpus": self.num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
 

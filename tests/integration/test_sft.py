@@ -308,15 +308,33 @@ def test_the_timeline_holds_every_stage(whole_run: tuple[Path, str]) -> None:
     assert spans.count("checkpoint") >= 1
 
 
-def test_a_cluster_shows_the_numbers_on_record_and_every_stage(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A Ray that outlives the run: a run of seconds may end between two looks at one of its own."""
-    monkeypatch.setenv("RAY_metrics_report_interval_ms", "250")  # of Ray's processes; 10,000 by default
+def run_in_a_cluster(data: Path, runs: Path) -> None:
+    """A run of three steps in a Ray that outlives it, and what that shows until it has shown all; in `scraped.json`."""
     with nodes() as cluster, Endpoint(cluster.metrics_port) as endpoint:
-        folder, _ = sft(data, tmp_path, f"cluster.address={cluster.address}", "sft.num_epochs=1", "eval.after=false")
-        own = frozenset({("experiment", "phantom_sft"), ("run", folder.name)})
+        folder, _ = sft(data, runs, f"cluster.address={cluster.address}", "sft.num_epochs=1", "eval.after=false")
+        own = labels_of(folder)
         wait_for(lambda: 3.0 in endpoint.series().get(("ray_mrpo_run_step", own), []), "the last step")
+    (runs / "scraped.json").write_text(json.dumps(endpoint.texts))
+
+
+def labels_of(folder: Path) -> frozenset[tuple[str, str]]:
+    return frozenset({("experiment", "phantom_sft"), ("run", folder.name)})
+
+
+def test_a_cluster_shows_the_numbers_on_record_and_every_stage(data: Path, tmp_path: Path) -> None:
+    """A run of seconds may end between two looks at a Ray of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.test_sft", str(data), str(tmp_path)],  # here may be another Ray
+        cwd=REPOSITORY,
+        env={**os.environ, "RAY_metrics_report_interval_ms": "250"},  # of Ray's processes; 10,000 by default
+        capture_output=True,
+        text=True,
+        timeout=2 * TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("*/*/")
+    own, endpoint = labels_of(folder), Endpoint(port=0, texts=json.loads((tmp_path / "scraped.json").read_text()))
     series, rows = endpoint.series(), read_metrics(folder).rows
     for name, exported in (("sft/loss", "ray_mrpo_sft_loss_nats"), ("policy/lr", "ray_mrpo_policy_lr")):
         shown = set(series[exported, own])
@@ -376,3 +394,7 @@ def test_a_stopped_run_goes_on_to_the_same_losses(whole_run: tuple[Path, str], d
     assert losses(folder) == losses(whole)
     assert read_heldout(folder) == read_heldout(whole)
     assert json.loads((folder / "heldout.json").read_text())
+
+
+if __name__ == "__main__":
+    run_in_a_cluster(*map(Path, sys.argv[1:]))
