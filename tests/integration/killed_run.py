@@ -40,8 +40,12 @@ SMALL = (
     "resume=auto",
 )
 CLOCKS = ("_s", "_started_s", "_sent_s", "_ended_s")  # columns that tell a time
-# Metrics that tell of time, of how work met in queues, or of what befell the run.
-MEASURED = ("time/", "checkpoint/", "faults/", "judge/queue", "judge/latency", "judge/overlap", "sync/publish", "gpu/")
+# Metrics that tell of time, of how work met in queues, of what befell the run, or of what a process spent since the
+# step before: with an evaluation in between, which is not done again.
+MEASURED = (
+    *("time/", "checkpoint/", "faults/", "judge/queue", "judge/latency", "judge/overlap", "judge/tokens"),
+    *("sync/publish", "gpu/"),
+)
 QUEUES = ("_max", "_per_s")
 
 
