@@ -131,11 +131,15 @@ class ScriptedServer:
 
     def _handle(self, handler: BaseHTTPRequestHandler) -> None:
         length = int(handler.headers.get("content-length") or 0)
+        body = handler.rfile.read(length)
+        if len(body) < length:  # the client died while it sent: that is no request
+            handler.close_connection = True
+            return
         received = Received(
             method=handler.command,
             path=handler.path,
             headers={name.lower(): value for name, value in handler.headers.items()},
-            body=handler.rfile.read(length),
+            body=body,
             at_s=time.monotonic(),
         )
         with self._lock:
