@@ -137,10 +137,12 @@ class RulingCache:
         Raises:
             FolderHangs: neither it nor anything else in the folder ended for `STALL_S`, or that was so a moment ago.
         """
+        if self._rests():
+            raise FolderHangs
         silent_looks = 0
-        job = None if self._rests() else asyncio.wrap_future(self._threads.submit(work))
+        job = asyncio.wrap_future(self._threads.submit(work))
         try:
-            while job is not None and silent_looks < STALL_LOOKS and not self._rests():
+            while silent_looks < STALL_LOOKS and not self._rests():
                 num_ended = self._num_ended
                 await asyncio.wait([job], timeout=STALL_S / STALL_LOOKS)
                 if job.done():
@@ -149,8 +151,7 @@ class RulingCache:
                     return job.result()
                 silent_looks = silent_looks + 1 if self._num_ended == num_ended else 0
         finally:
-            if job is not None:
-                job.cancel()  # it need not be begun any more
+            job.cancel()  # it need not be begun any more
         if not self._rests():
             self._rest()
         raise FolderHangs

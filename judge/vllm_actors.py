@@ -121,9 +121,8 @@ class VllmServers:
         made = [self._make(index) for index in range(len(specs))]
         self._actors, self._names = [actor for actor, _ in made], [name for _, name in made]
         self._urls: list[str] = []
-        self.on_moved: Callable[[int, str], None] | None = (
-            None  # told the new base URL of a server that has another one
-        )
+        # Told the new base URL of a server that has another one.
+        self.on_moved: Callable[[int, str], None] | None = None
         self._keeping: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mrpo.atomic import write_text
 from mrpo.choices import Device, WeightTransfer
 from mrpo.config import Config
 from mrpo.errors import ResourceError, first_few
 from mrpo.installation import Installation, installation
-from mrpo.ray_nodes import INSTALLED_TIMEOUT_S, why
+from mrpo.ray_nodes import INSTALLED_TIMEOUT_S, submit, why
 from mrpo.record_errors import recording
 
 SEEN_WITHIN_S = 5.0  # a shared file system may show a new file late
@@ -92,7 +91,7 @@ def check_shared(config: Config, nodes: Sequence[Node], folder: Path) -> None:
         write_text(probe, "")
     try:
         asked = [
-            (node, _ask(node.node_id, trouble_with, probe, SEEN_WITHIN_S))
+            (node, submit(node.node_id, trouble_with, probe, SEEN_WITHIN_S))
             for node in nodes
             if _may_compute(config, node)
         ]
@@ -127,13 +126,8 @@ def _trouble(reference: Any) -> str:
 def ask_nodes() -> list[Node]:
     """Every node that is up, with what is installed there."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    asked = [(node, _ask(node["NodeID"], installation)) for node in alive]
+    asked = [(node, submit(node["NodeID"], installation)) for node in alive]
     return [_answer(node, reference) for node, reference in asked]
-
-
-def _ask(node_id: str, function: Callable[..., object], *arguments: object) -> Any:
-    place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(*arguments)
 
 
 def _answer(node: Mapping[str, Any], reference: Any) -> Node:

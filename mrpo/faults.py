@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from mrpo.json_lines import append, drop_torn_line, read_lines
+from mrpo.json_lines import append, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,6 @@ class FaultLog:
         self._ended: list[Fault] = []
         self._num_taken = (0, 0)  # of these, by the metrics of steps
         self._listeners: list[FaultListener] = []
-        if path is not None:
-            drop_torn_line(path)
 
     def begin(self, kind: FaultKind, who: str, detail: str = "") -> Fault:
         """Note a fault; `end` it when the run is whole again."""

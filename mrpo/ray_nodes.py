@@ -50,6 +50,12 @@ def under_free_name(name: str, make: Callable[[str], T], numbers: Iterator[int] 
     raise AssertionError(f"no number is left for another actor {name}")
 
 
+def submit(node_id: str, function: Callable[..., object], *arguments: object) -> Any:
+    """Ray's reference to what a plain function returns on a node; it is called once, whatever happens there."""
+    place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(*arguments)
+
+
 async def on_node(node_id: str, function: Callable[..., T], *arguments: Any, timeout_s: float = NODE_TIMEOUT_S) -> T:
     """Call a plain function on a node; in this process where it is this one's.
 
@@ -60,8 +66,7 @@ async def on_node(node_id: str, function: Callable[..., T], *arguments: Any, tim
     async with asyncio.timeout(timeout_s):
         if node_id == ray.get_runtime_context().get_node_id():
             return await asyncio.to_thread(function, *arguments)
-        place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        found: T = await ray.remote(function).options(num_cpus=0, scheduling_strategy=place).remote(*arguments)
+        found: T = await submit(node_id, function, *arguments)
         return found
 
 
