@@ -115,7 +115,7 @@ def test_retry_after_is_honoured(image: str, form: str) -> None:
         judgement = judge_one(config_of(server.url), judge_request(image))
     first, second = server.requests
     assert isinstance(judgement.outcome, Verdicts)
-    assert 1.0 <= second.at_s - first.at_s < 3.0
+    assert 1.0 <= second.at_s - first.at_s < 8.0
 
 
 def test_a_pause_past_the_deadline_is_not_waited_for(image: str) -> None:
@@ -228,11 +228,11 @@ def test_the_rate_limit_spaces_requests_retries_included(image: str) -> None:
     limiter = RateLimiter(requests_per_minute=600, tokens_per_minute=None)
     fault = Answer(status=500)
     with ScriptedServer(lambda number, _: fault if number % 2 == 0 else reply(GOOD)) as server:
+        begun_s = time.monotonic()  # the first arrival may be seen late, and the gap to the last would be too short
         judgements = asyncio.run(judge_all(config_of(server.url), [judge_request(image)] * 4, limiter=limiter))
     assert sum(judgement.attempts for judgement in judgements) == len(server.requests)
-    span_s = server.requests[-1].at_s - server.requests[0].at_s
     assert len(server.requests) >= 5
-    assert span_s >= 0.1 * (len(server.requests) - 1) - CATCH_UP_S - 0.05
+    assert server.requests[-1].at_s - begun_s >= 0.1 * (len(server.requests) - 1) - CATCH_UP_S
 
 
 class Ledger:
