@@ -18,7 +18,7 @@ from mrpo.choices import Device, WeightTransfer
 from mrpo.config import Config
 from mrpo.errors import ResourceError, first_few
 from mrpo.installation import Installation, installation
-from mrpo.ray_nodes import INSTALLED_TIMEOUT_S, submit, why
+from mrpo.ray_nodes import INSTALLED_TIMEOUT_S, submit_to, why
 from mrpo.record_errors import recording
 
 SEEN_WITHIN_S = 5.0  # a shared file system may show a new file late
@@ -91,7 +91,7 @@ def check_shared(config: Config, nodes: Sequence[Node], folder: Path) -> None:
         write_text(probe, "")
     try:
         asked = [
-            (node, submit(node.node_id, trouble_with, probe, SEEN_WITHIN_S))
+            (node, submit_to(node.node_id, trouble_with, probe, SEEN_WITHIN_S))
             for node in nodes
             if _may_compute(config, node)
         ]
@@ -126,7 +126,7 @@ def _trouble(reference: Any) -> str:
 def ask_nodes() -> list[Node]:
     """Every node that is up, with what is installed there."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    asked = [(node, submit(node["NodeID"], installation)) for node in alive]
+    asked = [(node, submit_to(node["NodeID"], installation)) for node in alive]
     return [_answer(node, reference) for node, reference in asked]
 
 

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NODE_TIMEOUT_S = 40.0  # a worker that is started for the question takes seconds; py-spy up to 20
+NUM_RETRIES = 3  # a stuck process must be found and killed on a node short of memory, too
 INSTALLED_TIMEOUT_S = 120.0  # the first process of a node that has just joined
 
 
@@ -50,10 +51,11 @@ def under_free_name(name: str, make: Callable[[str], T], numbers: Iterator[int] 
     raise AssertionError(f"no number is left for another actor {name}")
 
 
-def submit(node_id: str, function: Callable[..., object], *arguments: object) -> Any:
-    """Ray's reference to what a plain function returns on a node; it is called once, whatever happens there."""
+def submit_to(node_id: str, function: Callable[..., object], *arguments: object, max_retries: int = 0) -> Any:
+    """Ray's reference to what a plain function returns on a node; tried again so often if its process dies."""
     place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(*arguments)
+    task = ray.remote(function).options(num_cpus=0, max_retries=max_retries, scheduling_strategy=place)
+    return task.remote(*arguments)
 
 
 async def on_node(node_id: str, function: Callable[..., T], *arguments: Any, timeout_s: float = NODE_TIMEOUT_S) -> T:
@@ -66,7 +68,7 @@ async def on_node(node_id: str, function: Callable[..., T], *arguments: Any, tim
     async with asyncio.timeout(timeout_s):
         if node_id == ray.get_runtime_context().get_node_id():
             return await asyncio.to_thread(function, *arguments)
-        found: T = await submit(node_id, function, *arguments)
+        found: T = await submit_to(node_id, function, *arguments, max_retries=NUM_RETRIES)
         return found
 
 

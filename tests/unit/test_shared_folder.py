@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise WorkerCrashedError
         return answer
 
-    monkeypatch.setattr(cluster_check, "submit", ask)
+    monkeypatch.setattr(cluster_check, "submit_to", ask)
     monkeypatch.setattr(cluster_check.ray, "get", get)
     return names
 
